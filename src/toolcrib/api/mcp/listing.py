@@ -1,0 +1,44 @@
+"""tools/list: pages of a catalogue, joined from bytes that were made when the catalogue was loaded."""
+
+import base64
+import binascii
+from bisect import bisect_right
+
+from toolcrib.api.mcp.protocol import INVALID_PARAMS, RpcError, modern_result
+from toolcrib.errors import NotFound
+from toolcrib.gateway.catalog import CatalogView
+
+
+def list_tools(view: CatalogView, tool_set: str | None, cursor: str | None, size: int, *, modern: bool) -> bytes:
+    """The result of tools/list: one page, and where the next begins.
+
+    A cursor holds the last name of its page, so that pages stay right when tools come and go between them.
+
+    Raises:
+        RpcError: the cursor is not one of ours.
+        NotFound: there is no such tool set.
+    """
+    if tool_set is None:
+        named = [(tool.call_name, tool) for tool in view.tools]
+    else:
+        found = view.tool_sets.get(tool_set)
+        if found is None:
+            raise NotFound("tool_set.unknown", f"There is no tool set {tool_set!r} in this workspace.")
+        named = sorted(((tool.local_name, tool) for tool in found.tools), key=lambda pair: pair[0])
+    start = 0 if cursor is None else bisect_right(named, _name_of(cursor), key=lambda pair: pair[0])
+    page = named[start : start + size]
+    more = start + size < len(named)
+    tail = b""
+    if more:
+        tail = b',"nextCursor":"%b"' % base64.urlsafe_b64encode(page[-1][0].encode()).rstrip(b"=")
+    if modern:
+        tail += b',"ttlMs":0,"cacheScope":"private"'
+    result = b'{"tools":[%b]%b}' % (b",".join(tool.wire(name) for name, tool in page), tail)
+    return modern_result(result) if modern else result
+
+
+def _name_of(cursor: str) -> str:
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
+    except (binascii.Error, ValueError):
+        raise RpcError(INVALID_PARAMS, "The cursor is not one that a page returned", {"field": "cursor"}) from None

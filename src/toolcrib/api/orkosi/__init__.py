@@ -1,0 +1,1 @@
+"""The Orkosi dialect: `{data}` and `{data, meta}` envelopes, `{error: {code, message}}`, limit and offset."""

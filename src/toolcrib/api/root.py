@@ -1,0 +1,127 @@
+"""The front door: which application a path belongs to, request ids, metrics, and the last net for what went wrong."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from prometheus_client import generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from toolcrib import __version__
+from toolcrib.api.http_exchange import ClientGone, Exchange
+from toolcrib.api.kit import request_id
+from toolcrib.api.orkosi.errors import render
+from toolcrib.api.render import json_response
+from toolcrib.api.rest_calls import is_call
+from toolcrib.core import telemetry
+from toolcrib.core.ids import new_id
+from toolcrib.errors import NotFound
+
+_log = structlog.get_logger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+class Root:
+    """The ASGI application that a process serves."""
+
+    def __init__(
+        self,
+        *,
+        mcp: ASGIApp,
+        cadenya: FastAPI,
+        cadenya_calls: ASGIApp,
+        orkosi: FastAPI,
+        orkosi_calls: ASGIApp,
+    ) -> None:
+        self._mcp, self._cadenya, self._orkosi = mcp, cadenya, orkosi
+        self._cadenya_calls, self._orkosi_calls = cadenya_calls, orkosi_calls
+        self._documents: Mapping[str, FastAPI] = {"cadenya": cadenya, "orkosi": orkosi}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the start and stop of the server."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        asked = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"").decode("latin-1")
+        rid = asked if _REQUEST_ID.fullmatch(asked) else new_id("req")
+        token = request_id.set(rid)
+        dialect, app = self._route(scope["path"])
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                telemetry.HTTP_REQUESTS.labels(dialect, message["status"]).inc()
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", rid.encode())]
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_id)
+        except ClientGone:
+            pass
+        except Exception:  # noqa: BLE001 - the last net: logged once, answered without a word of it
+            with structlog.contextvars.bound_contextvars(request_id=rid):
+                _log.exception("request.failed", method=scope["method"], path=scope["path"])
+            if not started:
+                await render(None)(scope, receive, send_with_id)
+        finally:
+            request_id.reset(token)
+
+    def _route(self, path: str) -> tuple[str, ASGIApp]:
+        if path == "/mcp" or path.startswith("/mcp/"):
+            return "mcp", self._mcp
+        if path.startswith(("/v1/tool_sets", "/v1/workspaces/")):
+            return "cadenya", self._cadenya_calls if is_call(path) else self._cadenya
+        if path.startswith("/api/"):
+            tools = path.startswith("/api/tools/") and is_call(path)
+            return "orkosi", self._orkosi_calls if tools else self._orkosi
+        return "root", self._own
+
+    async def _own(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        path = exchange.path
+        if exchange.method not in {"GET", "HEAD"}:
+            await render(NotFound("request.path", "There is nothing at this path."))(scope, receive, send)
+        elif path == "/metrics":
+            await exchange.reply(generate_latest(), media=b"text/plain; version=0.0.4; charset=utf-8")
+        elif path == "/":
+            await json_response(self._index())(scope, receive, send)
+        elif path.startswith("/openapi/") and (app := self._documents.get(path[9:].removesuffix(".json"))):
+            await json_response(app.openapi())(scope, receive, send)
+        elif path.startswith("/docs/") and path[6:] in self._documents:
+            page = get_swagger_ui_html(openapi_url=f"/openapi/{path[6:]}.json", title=f"Toolcrib {path[6:]}")
+            await page(scope, receive, send)
+        elif path in {"/docs", "/docs/"}:
+            await exchange.reply(self._docs_page(), media=b"text/html; charset=utf-8")
+        else:
+            await render(NotFound("request.path", "There is nothing at this path."))(scope, receive, send)
+
+    def _index(self) -> dict[str, Any]:
+        return {
+            "name": "toolcrib",
+            "version": __version__,
+            "mcp": "/mcp",
+            "health": "/api/health",
+            "docs": "/docs",
+            "openapi": [f"/openapi/{name}.json" for name in self._documents],
+        }
+
+    def _docs_page(self) -> bytes:
+        items = "".join(f'<li><a href="/docs/{name}">{app.title}</a></li>' for name, app in self._documents.items())
+        return f"<!doctype html><title>Toolcrib API</title><h1>Toolcrib API</h1><ul>{items}</ul>".encode()
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Nothing starts or stops here: `wiring` owns every resource."""
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,22 @@
+"""How a command fails: one sentence on standard error, and an exit code that scripts can rely on."""
+
+import typer
+
+FAILED = 1
+HELD = 3
+UNREACHABLE = 4
+REFUSED = 5
+
+
+class CommandFailed(Exception):
+    """A command cannot go on; the message says why and how to mend it."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def fail(error: CommandFailed) -> "typer.Exit":
+    """Say why on standard error; raise the result."""
+    typer.secho(f"toolcrib: {error}", err=True, fg="red")
+    return typer.Exit(error.code)

@@ -1,0 +1,134 @@
+"""Runs the server's parts until a signal: web, worker, keeper, the embedded PostgreSQL's watch, all in one event loop.
+
+Everything started here is stopped here, in the reverse order, within seconds; a part that dies takes the process with
+it, because a server without its worker only looks well.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import uvicorn
+
+from toolcrib.cli.failure import CommandFailed
+from toolcrib.installation import Ready
+from toolcrib.settings import Settings
+from toolcrib.wiring import Parts, build_app, build_keeper, build_worker
+
+_log = structlog.get_logger(__name__)
+_GRACE_S = 5
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: this process has its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing to capture."""
+        yield
+
+
+@dataclass(slots=True)
+class Served:
+    """What a running process offers; `url` is None when it only works."""
+
+    url: str | None
+    stop: asyncio.Event
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        CommandFailed: the address is taken or not ours.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
+    except OSError as error:
+        raise CommandFailed(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from None
+
+
+def url_of(sock: socket.socket, settings: Settings) -> str:
+    """The URL under which people reach the server."""
+    if settings.public_url:
+        return settings.public_url.rstrip("/")
+    host, port = sock.getsockname()[:2]
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - shown, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@asynccontextmanager
+async def running(ready: Ready, parts: Parts, *, sock: socket.socket | None, work: bool) -> AsyncIterator[Served]:
+    """Start what was asked for; on leaving, stop it all. Raises CommandFailed if a part dies while inside."""
+    stop = asyncio.Event()
+    served = Served(url_of(sock, parts.settings) if sock else None, stop)
+    names: dict[asyncio.Task[None], str] = {}
+
+    def start(name: str, work_: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work_)
+        names[task] = name
+        task.add_done_callback(lambda _: stop.set())
+
+    server: _Server | None = None
+    if sock is not None:
+        config = uvicorn.Config(
+            build_app(parts),
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_GRACE_S,
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+        server = _Server(config)
+        start("web", server.serve(sockets=[sock]))
+    if work:
+        start("worker", build_worker(parts).run(stop))
+        start("keeper", build_keeper(parts).run(stop))
+    watch = asyncio.create_task(ready.postgres.watch()) if ready.postgres and ready.postgres.owned else None
+    remove = _on_signals(stop.set)
+    try:
+        if server is not None:
+            while not server.started and not stop.is_set():
+                await asyncio.sleep(0.005)
+        yield served
+    finally:
+        remove()
+        stop.set()
+        parts.deps.closing.set()
+        if server is not None:
+            server.should_exit = True
+        done, late = await asyncio.wait(names, timeout=_GRACE_S + 5) if names else (set(), set())
+        for task in late:
+            task.cancel()
+        if watch is not None:
+            watch.cancel()
+        await asyncio.gather(*late, *([watch] if watch else []), return_exceptions=True)
+        for task in done:
+            if (error := task.exception()) is not None:
+                _log.error("part.died", part=names[task], exc_info=error)
+
+
+def _on_signals(handle: Callable[[], None]) -> Callable[[], None]:
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, handle)
+
+    def remove() -> None:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    return remove

@@ -1,0 +1,1 @@
+"""Foundations without product words: database, identity, secrets, outbound HTTP, logs."""

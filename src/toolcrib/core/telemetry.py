@@ -1,0 +1,22 @@
+"""What can be observed from outside: Prometheus metrics, and OpenTelemetry spans where a provider is installed.
+
+Label values come from small fixed sets (never from a caller's text), so that metrics cannot grow without bound.
+"""
+
+from opentelemetry import trace
+from prometheus_client import Counter, Gauge, Histogram
+
+tracer = trace.get_tracer("toolcrib")
+
+HTTP_REQUESTS = Counter("toolcrib_http_requests_total", "Requests answered", ["dialect", "status"])
+TOOL_CALLS = Counter("toolcrib_tool_calls_total", "Tool calls, by door and outcome", ["door", "outcome"])
+TOOL_CALL_SECONDS = Histogram(
+    "toolcrib_tool_call_seconds",
+    "Seconds from request to result of a tool call",
+    ["door"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+SYNCS = Counter("toolcrib_tool_set_syncs_total", "Syncs of MCP tool sets", ["outcome"])
+JOBS = Gauge("toolcrib_jobs", "Jobs in the queue", ["queue", "state"])
+UPSTREAM_SESSIONS = Gauge("toolcrib_upstream_sessions", "Warm sessions to MCP servers")
+

@@ -1,0 +1,1 @@
+"""The rules of the product, with their SQL; one noun a file. Knows no dialect."""

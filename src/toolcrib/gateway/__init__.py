@@ -1,0 +1,1 @@
+"""Where tools come from, and what happens on a call."""

@@ -1,0 +1,95 @@
+"""Writes the audit of tool calls in batches: one INSERT for all calls that end while the one before is under way.
+
+A call is answered only after its row is committed, so no acknowledged call is ever missing; batching costs nothing when
+calls come one at a time and saves a commit each when many end together.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import structlog
+
+from toolcrib.core.db import Database
+from toolcrib.core.log import HIDDEN, redact
+
+_log = structlog.get_logger(__name__)
+_MAX_ARGUMENT_BYTES = 8192
+_MAX_BATCH = 500
+
+_INSERT = (
+    "INSERT INTO tool_call (workspace_id, principal_id, api_key_id, tool_set_id, tool_id, tool_name, door, outcome,"
+    " error_code, arguments, result_bytes, duration_us, request_id, called_at)"
+    " SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],"
+    " $8::text[], $9::text[], $10::text[]::json[], $11::int[], $12::int[], $13::text[], $14::timestamptz[])"
+)
+
+AuditRow = tuple[
+    str, str, str | None, str | None, str | None, str, str, str, str | None, str | None, int, int, str, datetime
+]
+
+
+def shown_arguments(arguments: bytes) -> str:
+    """Arguments as they may be kept: secrets hidden, a long document reduced to its size."""
+    if len(arguments) > _MAX_ARGUMENT_BYTES:
+        return orjson.dumps({"truncated": True, "bytes": len(arguments)}).decode()
+    try:
+        value: Any = redact(orjson.loads(arguments))
+    except orjson.JSONDecodeError:
+        return orjson.dumps({"unreadable": HIDDEN}).decode()
+    text = orjson.dumps(value).decode()
+    return text.replace("\\u0000", "\\ufffd")  # PostgreSQL keeps no NUL
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """A caller that was cancelled no longer asks; the failure was logged."""
+    if not future.cancelled():
+        future.exception()
+
+
+class AuditWriter:
+    """Collects rows and commits them; `write` returns when the row is durable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[tuple[AuditRow, asyncio.Future[None]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def write(self, row: AuditRow) -> None:
+        """Store one row; raises what the database raises."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_retrieve)
+        self._waiting.append((row, future))
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush(), name="audit")
+        await asyncio.shield(future)
+
+    async def close(self) -> None:
+        """Wait for the rows that are under way."""
+        if self._flusher is not None:
+            await asyncio.wait({self._flusher}, timeout=10)
+
+    async def _flush(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:_MAX_BATCH], self._waiting[_MAX_BATCH:]
+            columns = [list(column) for column in zip(*(row for row, _ in batch), strict=True)]
+            try:
+                await self._database.pool.execute(_INSERT, *columns)
+            except Exception as error:  # noqa: BLE001 - told to every caller that waits
+                _log.exception("audit.write_failed", rows=len(batch))
+                failed: Exception | None = error
+            else:
+                failed = None
+            for _, future in batch:
+                if future.done():
+                    continue
+                if failed is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(failed)
+
+
+def now() -> datetime:
+    """The moment a call came in."""
+    return datetime.now(UTC)

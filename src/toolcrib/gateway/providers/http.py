@@ -1,0 +1,156 @@
+"""Tools that are HTTP requests: templates compiled once per tool, rendered for each call.
+
+A status of 400 or above is a result with `isError`, never an exception: the agent must see what the API said.
+"""
+
+import base64
+from dataclasses import dataclass
+
+import orjson
+
+from toolcrib.core.http import OutboundClient, OutboundResponse
+from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TextTemplate, query_of
+from toolcrib.domain.tool_sets import HttpAdapter
+from toolcrib.domain.tools import WITH_BODY, HttpConfig
+from toolcrib.errors import Invalid
+
+_JSON = "application/json"
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """A request ready to send."""
+
+    method: str
+    url: str
+    headers: list[tuple[str, str]]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpPlan:
+    """The compiled form of an HTTP tool."""
+
+    method: str
+    base_url: str
+    path: PathTemplate
+    query: QueryTemplate | None
+    headers: tuple[tuple[str, TextTemplate], ...]
+    body: BodyTemplate | None
+    content_type: str | None
+    used: frozenset[str]  # names that the path, query and headers take
+
+    @classmethod
+    def compile(cls, adapter: HttpAdapter, config: HttpConfig) -> "HttpPlan":
+        """Raises Invalid when the tool set has no base URL."""
+        if adapter.base_url is None:
+            raise Invalid("http.no_base_url", "The tool set has no base URL.", field="spec.adapter.http.baseUrl")
+        path = PathTemplate.compile(config.path or "")
+        query = QueryTemplate.compile(config.query) if config.query else None
+        headers = {name.lower(): (name, TextTemplate.compile(value)) for name, value in adapter.headers.items()}
+        headers |= {name.lower(): (name, TextTemplate.compile(value)) for name, value in config.headers.items()}
+        content_type = config.content_type or (_JSON if config.method in WITH_BODY else None)
+        body = BodyTemplate.compile(config.body, content_type or _JSON) if config.body is not None else None
+        used = path.names.union(query.names if query else (), *(template.names for _, template in headers.values()))
+        return cls(
+            config.method, adapter.base_url, path, query, tuple(headers.values()), body, content_type, frozenset(used)
+        )
+
+    def request(self, arguments: bytes) -> HttpRequest:
+        """The request for these arguments (a JSON object).
+
+        Raises:
+            TemplateError: a path variable has no value.
+        """
+        values = orjson.loads(arguments)
+        path = self.path.render(values)
+        url = self.base_url
+        if path:
+            url = f"{url.rstrip('/')}/{path.lstrip('/')}"
+        query, body = "", None
+        if self.query is not None:
+            query = self.query.render(values)
+        elif self.method not in WITH_BODY:
+            query = query_of(values, skip=self.used)
+        if self.body is not None:
+            body = self.body.render(values)
+        elif self.method in WITH_BODY:
+            rest = {k: v for k, v in values.items() if k not in self.used} if self.used else values
+            body = _default_body(rest, self.content_type or _JSON)
+        headers = [(name, text) for name, t in self.headers if (text := t.header(values)) is not None]
+        names = {name.lower() for name, _ in headers}
+        if body is not None and "content-type" not in names and self.content_type:
+            headers.append(("Content-Type", self.content_type))
+        if "accept" not in names:
+            headers.append(("Accept", "application/json, text/*;q=0.9, */*;q=0.5"))
+        return HttpRequest(self.method, f"{url}?{query}" if query else url, headers, body)
+
+
+def _default_body(values: dict[str, object], content_type: str) -> bytes | None:
+    if not values:
+        return None
+    if content_type.startswith("application/x-www-form-urlencoded"):
+        return query_of(values).encode()
+    return orjson.dumps(values)
+
+
+async def call_http(
+    outbound: OutboundClient, plan: HttpPlan, arguments: bytes, *, timeout_s: float
+) -> tuple[bytes, bool]:
+    """Make the request; returns an MCP tool result in JSON and whether it is an error.
+
+    Raises:
+        TemplateError: the arguments do not fill the path.
+        OutboundError: nothing usable came back.
+    """
+    request = plan.request(arguments)
+    response = await outbound.request(
+        request.method, request.url, headers=request.headers, body=request.body, timeout_s=timeout_s
+    )
+    return result_of(response)
+
+
+def result_of(response: OutboundResponse) -> tuple[bytes, bool]:
+    """An HTTP response as an MCP tool result: JSON objects also as structured content, images and audio as such."""
+    is_error = response.status >= 400
+    media = (response.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    body = response.body
+    structured = b""
+    if not body:
+        blocks = b"" if not is_error else _text(f"HTTP {response.status}")
+    elif media.startswith(("image/", "audio/")) and not is_error:
+        data = base64.b64encode(body)
+        blocks = b'{"type":"%b","data":"%b","mimeType":%b}' % (media.split("/")[0].encode(), data, orjson.dumps(media))
+    elif (text := _as_text(body, response)) is None:
+        blob = base64.b64encode(body)
+        mime = orjson.dumps(media or "application/octet-stream")
+        blocks = b'{"type":"resource","resource":{"uri":"response:body","mimeType":%b,"blob":"%b"}}' % (mime, blob)
+    else:
+        blocks = _text(f"HTTP {response.status}: {text}" if is_error else text)
+        if not is_error and body.lstrip()[:1] == b"{":
+            structured = _object(body)
+    member = b',"structuredContent":' + structured if structured else b""
+    return b'{"content":[%b]%b,"isError":%b}' % (blocks, member, b"true" if is_error else b"false"), is_error
+
+
+def _text(text: str) -> bytes:
+    return b'{"type":"text","text":' + orjson.dumps(text) + b"}"
+
+
+def _as_text(body: bytes, response: OutboundResponse) -> str | None:
+    """The body as text, or None when it is binary."""
+    _, found, charset = (response.headers.get("content-type") or "").lower().partition("charset=")
+    try:
+        text = body.decode(charset.partition(";")[0].strip('" ') if found else "utf-8")
+        text.encode()  # lone surrogates of odd codecs
+    except (UnicodeError, LookupError):
+        return None
+    return None if "\0" in text else text
+
+
+def _object(body: bytes) -> bytes:
+    """The body itself if it is one valid JSON object, else nothing."""
+    try:
+        return body.strip() if isinstance(orjson.loads(body), dict) else b""
+    except orjson.JSONDecodeError:
+        return b""
