@@ -6,14 +6,17 @@ that changes what a power cut would lose, nothing that a test can see. `core/tes
 """
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
+from serving import Crib, crib_on
 from toolcrib.core.db import Database
 from toolcrib.core.migrate import migrate
 from toolcrib.core.postgres import EmbeddedPostgres
@@ -96,3 +99,25 @@ async def make_database(postgres_dsn: str) -> AsyncIterator[MakeDatabase]:
 async def database(make_database: MakeDatabase) -> Database:
     """A fresh, migrated, opened database."""
     return await make_database()
+
+
+@pytest.fixture(scope="module")
+async def crib(postgres_dsn: str) -> AsyncIterator[Crib]:
+    """The shipped server on a fresh database, shared by the tests of a module; keep to your own tool sets in it."""
+    async with make_crib(postgres_dsn) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def make_crib(postgres_dsn: str, **settings: Any) -> AsyncIterator[Crib]:
+    """The shipped server on a fresh database, with settings."""
+    name = f"crib_{secrets.token_hex(6)}"
+    admin = await asyncpg.connect(postgres_dsn)
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE} STRATEGY FILE_COPY")
+    try:
+        with _temporary_data_dir() as folder:
+            async with crib_on(_dsn_of(postgres_dsn, name), folder, **settings) as running:
+                yield running
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()

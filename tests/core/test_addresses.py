@@ -182,6 +182,12 @@ async def test_anything_but_a_plain_http_url_is_refused(url):
     assert caught.value.code == "outbound.url_invalid"
 
 
+async def test_a_host_that_would_take_long_to_read_is_not_read():
+    async with client() as c:
+        with pytest.raises(Invalid, match="too long"):
+            await c.request("GET", f"http://{'ü' * 400}/")
+
+
 async def test_a_refusal_names_the_address_and_the_setting():
     async with client("10.0.0.0/8") as c:
         with pytest.raises(

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import math
+import os
 import socket
 import zlib
 from collections.abc import Sequence
@@ -244,19 +245,21 @@ async def test_a_request_that_waited_in_vain_is_not_repeated():
 
 async def test_an_end_that_the_loop_has_not_come_round_to_is_seen_before_use(monkeypatch):
     monkeypatch.setattr(http1, "_TRUSTED_S", 0.0)
-    sockets = []
+    handles = []
 
     async def keeping(served: Upstream, reader: Reader, writer: Writer) -> None:
-        sockets.append(writer.get_extra_info("socket"))
+        handles.append(os.dup(writer.get_extra_info("socket").fileno()))
         await served.request(reader)
         writer.write(ok(b"abc"))
         await served.until_gone(reader)
 
     async with upstream(keeping) as served, client() as c:
         await c.request("POST", served.url)
-        sockets[0].shutdown(socket.SHUT_RDWR)  # and not one round of the loop before the next call
+        with socket.socket(fileno=handles[0]) as end:
+            end.shutdown(socket.SHUT_RDWR)  # and not one round of the loop before the next call
         assert (await c.request("POST", served.url)).body == b"abc"
         assert served.connections == 2
+        os.close(handles[1])
 
 
 async def test_bytes_on_an_idle_connection_end_it():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from toolcrib.core.db import Database
+from toolcrib.core.log import configure_logging
 from toolcrib.queue import queue
 from toolcrib.queue.queue import Job
 from toolcrib.queue.worker import Worker
@@ -17,6 +18,12 @@ Eventually = Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
 Working = Callable[..., AbstractAsyncContextManager[asyncio.Event]]
 ClaimOne = Callable[..., Awaitable[Job | None]]
 JobRow = Callable[[int], Awaitable[dict[str, Any]]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plain_logs() -> None:
+    """Log as the product does: structlog's own tracebacks show variables, and take a second each."""
+    configure_logging("warning", "json")
 
 
 @pytest.fixture

@@ -145,32 +145,329 @@ async def test_the_end_of_a_job_makes_room_for_the_next(
 
 
 async def test_many_workers_finish_every_job_exactly_once(
-    effects: Database, jobs: Jobs[str], worker: Callable[..., Worker[str]], working: Working, eventually: Eventually
+    effects: Database,
+    jobs: Jobs[str],
+    worker: Callable[..., Worker[str]],
+    working: Working,
+    eventually: Eventually,
+    keeping: None,
 ) -> None:
-    @jobs.job("thing.do")
+    put_off: set[int] = set()
+
+    @jobs.job("thing.do", retry=NO_PAUSE)
     async def handle(context: str, claimed: ClaimedJob) -> None:
-        if claimed.job.payload["n"] % 10 == 0 and claimed.job.attempt == 1:
+        n = claimed.job.payload["n"]
+        if n % 10 == 0 and n not in put_off:
+            put_off.add(n)
             raise Snooze(0)
         async with claimed.tx() as tx:
             await tx.execute("INSERT INTO effect VALUES ($1, $2)", claimed.job.id, claimed.job.attempt)
-            if claimed.job.payload["n"] % 2:
-                await claimed.finish(tx)
+            if n % 10 == 1 and claimed.job.attempt == 1:
+                raise RuntimeError("what was written goes, and the job runs again")
+            await claimed.finish(tx)
 
     async with effects.tx() as tx:
-        ids = await queue.enqueue_many(tx, "thing.do", [{"n": n} for n in range(300)])
-    await effects.pool.execute("UPDATE job SET attempt = 1 WHERE id % 10 = 5")  # some are on their second attempt
-    keeper, stop = Keeper(database=effects, tick_s=0.01), asyncio.Event()
-    keeping = asyncio.create_task(keeper.run(stop))
+        ids = await queue.enqueue_many(tx, "thing.do", [{"n": n} for n in range(200)])
     async with working(*(worker(concurrency=4) for _ in range(4))):
-        await effects.pool.execute("UPDATE job SET attempt = 1 WHERE state = 'scheduled'")
-        await effects.pool.execute("SELECT pg_sleep(0)")
-        await eventually(lambda: _all_ended(effects))
-    stop.set()
-    await keeping
+        await eventually(lambda: effects.pool.fetchval("SELECT count(*) = 200 FROM job WHERE state = 'done'"))
     assert [r["job_id"] for r in await effects.pool.fetch("SELECT job_id FROM effect ORDER BY 1")] == ids
-    assert await effects.pool.fetchval("SELECT count(*) FROM job WHERE state = 'done'") == 300
 
 
-async def _all_ended(database: Database) -> bool:
-    await database.pool.execute("UPDATE job SET attempt = 1 WHERE state = 'scheduled' AND attempt = 0")
-    return not await database.pool.fetchval("SELECT count(*) FROM job WHERE finished_at IS NULL")
+async def test_a_job_of_a_kind_nobody_knows_here_waits_for_a_worker_that_knows_it(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended, job_row: JobRow
+) -> None:
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        pass
+
+    unknown, known = await add("other.kind"), await add()
+    async with working(worker()):
+        await ended(known)
+    assert (await job_row(unknown))["state"] == "ready"
+
+
+async def test_a_failed_attempt_is_repeated_until_one_succeeds(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, eventually: Eventually,
+    job_row: JobRow, keeping: None,
+) -> None:  # fmt: skip
+    errors: list[str | None] = []
+
+    @jobs.job("thing.do", max_attempts=3, retry=NO_PAUSE)
+    async def handle(context: str, claimed: ClaimedJob) -> str:
+        errors.append((await job_row(claimed.job.id))["error"])
+        if claimed.job.attempt == 1:
+            raise Upstream("thing.away", "The thing does not answer.")
+        if claimed.job.attempt == 2:
+            raise RuntimeError("password is hunter2")
+        return "third time lucky"
+
+    async with working(worker()):
+        job_id = await add()
+        await eventually(lambda: _is(job_row, job_id, "done"))
+    row = await job_row(job_id)
+    assert (row["attempt"], row["result"], row["error"]) == (3, "third time lucky", None)
+    assert errors == [None, "thing.away: The thing does not answer.", "internal error (RuntimeError)"]
+
+
+async def _is(job_row: JobRow, job_id: int, state: str) -> bool:
+    return bool((await job_row(job_id))["state"] == state)
+
+
+async def test_the_pause_before_the_next_attempt_is_that_of_the_kind(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended
+) -> None:
+    @jobs.job("thing.do", retry=Retry(first_s=1000, factor=3, jitter=0))
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        raise RuntimeError("no")
+
+    async with working(worker()):
+        before = datetime.now(UTC)
+        row = await ended(await add())
+    assert row["state"] == "scheduled"
+    assert timedelta(0) <= row["run_at"] - before - timedelta(seconds=1000) < timedelta(seconds=20)
+
+
+async def test_the_last_attempt_is_the_last(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended
+) -> None:
+    @jobs.job("thing.do", max_attempts=1)
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        raise RuntimeError("no")
+
+    async with working(worker()):
+        assert (await ended(await add()))["state"] == "failed"
+
+
+async def test_a_handler_can_give_up(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended
+) -> None:
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        raise GiveUp("the thing is gone")
+
+    async with working(worker()):
+        row = await ended(await add())
+    assert (row["state"], row["attempt"], row["error"]) == ("failed", 1, "the thing is gone")
+
+
+async def test_a_handler_can_put_its_job_off(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended
+) -> None:
+    @jobs.job("thing.do", max_attempts=1)
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        raise Snooze(500)
+
+    async with working(worker()):
+        row = await ended(await add())
+    assert (row["state"], row["attempt"]) == ("scheduled", 0)
+    assert row["run_at"] > datetime.now(UTC) + timedelta(seconds=400)
+
+
+async def test_an_answer_that_is_no_json_fails_the_attempt(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended
+) -> None:
+    @jobs.job("thing.do", max_attempts=1)
+    async def handle(context: str, claimed: ClaimedJob) -> object:
+        return object()
+
+    async with working(worker()):
+        row = await ended(await add())
+    assert (row["state"], row["error"]) == ("failed", "internal error (TypeError)")
+
+
+async def test_a_handler_that_takes_too_long_is_cancelled_and_repeated(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended
+) -> None:
+    cancelled = asyncio.Event()
+
+    @jobs.job("thing.do", timeout_s=0.05)
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async with working(worker()):
+        row = await ended(await add())
+    assert cancelled.is_set()
+    assert (row["state"], row["attempt"], row["error"]) == ("scheduled", 1, "timed out after 0.05 s")
+
+
+async def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_worker_from_others(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working, ended: Ended
+) -> None:
+    release, stubborn_ended = asyncio.Event(), asyncio.Event()
+
+    @jobs.job("thing.do", timeout_s=0.05, max_attempts=1)
+    async def stubborn(context: str, claimed: ClaimedJob) -> None:
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+        stubborn_ended.set()
+
+    @jobs.job("thing.other")
+    async def other(context: str, claimed: ClaimedJob) -> None:
+        pass
+
+    async with working(worker(concurrency=1, unwind_s=0.05)):
+        first = await add()
+        second = await add("thing.other")
+        assert (await ended(second))["state"] == "done"
+        assert (await ended(first))["error"] == "timed out after 0.05 s"
+    release.set()
+    await asyncio.wait_for(stubborn_ended.wait(), 5)
+
+
+async def test_cancelling_a_running_job_cancels_its_handler(
+    database: Database, jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working,
+    job_row: JobRow,
+) -> None:  # fmt: skip
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    elsewhere = Database(database.dsn, pool_size=1)
+    await elsewhere.open()
+    try:
+        async with working(worker()):
+            job_id = await add()
+            await asyncio.wait_for(started.wait(), 10)
+            async with elsewhere.tx() as tx:
+                assert await queue.cancel(tx, job_id)
+            await asyncio.wait_for(cancelled.wait(), 10)
+    finally:
+        await elsewhere.close()
+    assert (await job_row(job_id))["state"] == "cancelled"
+
+
+async def test_a_handler_is_cancelled_when_its_lease_is_found_lost(
+    database: Database, jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working,
+    claim_one: ClaimOne, job_row: JobRow,
+) -> None:  # fmt: skip
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async with working(worker(lease_s=0.3)):
+        job_id = await add()
+        await asyncio.wait_for(started.wait(), 10)
+        thief = await claim_one(now=datetime.now(UTC) + timedelta(hours=1), worker="thief")
+        assert thief.id == job_id
+        await asyncio.wait_for(cancelled.wait(), 10)
+    row = await job_row(job_id)
+    assert (row["state"], row["worker"], row["attempt"]) == ("running", "thief", 2)
+
+
+async def test_a_job_that_runs_longer_than_a_lease_keeps_it(
+    database: Database, jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, working: Working,
+    eventually: Eventually, ended: Ended, keeping: None,
+) -> None:  # fmt: skip
+    go_on = asyncio.Event()
+
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        await go_on.wait()
+
+    async with working(worker(lease_s=0.2), worker(lease_s=0.2, poll_s=0.02)):
+        job_id = await add()
+        await eventually(
+            lambda: database.pool.fetchval(
+                "SELECT count(*) FROM job WHERE lease_until > started_at + interval '0.8 s' AND attempt = 1"
+            )
+        )
+        go_on.set()
+        row = await ended(job_id)
+    assert (row["state"], row["attempt"]) == ("done", 1)
+
+
+async def test_a_stopping_worker_lets_running_jobs_end_and_takes_no_more(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, job_row: JobRow
+) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        started.set()
+        await go_on.wait()
+
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker().run(stop))
+    first = await add()
+    await asyncio.wait_for(started.wait(), 10)
+    stop.set()
+    second = await add()
+    go_on.set()
+    await asyncio.wait_for(running, 10)
+    assert [(await job_row(n))["state"] for n in (first, second)] == ["done", "ready"]
+
+
+async def test_a_stopping_worker_gives_back_what_does_not_end_in_time(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, job_row: JobRow
+) -> None:
+    started = asyncio.Event()
+
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    stop = asyncio.Event()
+    running = asyncio.create_task(worker(grace_s=0.01).run(stop))
+    job_id = await add(max_attempts=1)
+    await asyncio.wait_for(started.wait(), 10)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+    row = await job_row(job_id)
+    assert (row["state"], row["attempt"], row["error"]) == ("ready", 0, None)
+
+
+async def test_a_worker_whose_task_is_cancelled_ends_its_handlers_and_lets_the_leases_expire(
+    jobs: Jobs[str], worker: Callable[..., Worker[str]], add: Add, job_row: JobRow
+) -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    running = asyncio.create_task(worker().run(asyncio.Event()))
+    job_id = await add()
+    await asyncio.wait_for(started.wait(), 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert cancelled.is_set()
+    assert (await job_row(job_id))["state"] == "running"
+
+
+async def test_queues_take_turns(
+    database: Database, jobs: Jobs[str], worker: Callable[..., Worker[str]], working: Working, eventually: Eventually
+) -> None:
+    order: list[str] = []
+
+    @jobs.job("thing.do")
+    async def handle(context: str, claimed: ClaimedJob) -> None:
+        order.append(claimed.job.queue)
+
+    async with database.tx() as tx:
+        for name in ("a", "b"):
+            await queue.enqueue_many(tx, "thing.do", [{}] * 20, queue=name)
+    async with working(worker(queues=("a", "b"), concurrency=1)):
+        await eventually(lambda: database.pool.fetchval("SELECT count(*) = 40 FROM job WHERE state = 'done'"))
+    assert 3 <= order[:10].count("a") <= 7

@@ -136,7 +136,11 @@ class StrictRoute(APIRoute):
                 body = await read_body(request.receive, deps_of(request).max_request_bytes)
                 media = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
                 if body and not (media == "application/json" or media.endswith("+json")):
-                    raise Invalid("body.not_json", f"The request body is {media}, not application/json.", field="body")
+                    raise Invalid(
+                        "body.not_json",
+                        f"The body is {media}; send JSON with Content-Type: application/json.",
+                        field="body",
+                    )
                 if body and "content-type" not in request.headers:
                     request.scope["headers"] = [*request.scope["headers"], (b"content-type", b"application/json")]
                 request = _StrictRequest(request, body, parse_json(body) if body else None)

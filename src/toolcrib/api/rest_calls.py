@@ -68,7 +68,7 @@ CALL_PATHS: dict[str, dict[str, Any]] = {
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
-    arguments: msgspec.Raw | None = None
+    arguments: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -107,7 +107,7 @@ class RestCalls:
             raise Invalid(
                 "body.invalid", f"The request body is not {{'arguments': {{...}}}}: {error}.", field="body"
             ) from None
-        arguments = b"{}" if body.arguments is None else bytes(body.arguments)
+        arguments = b"{}" if body.arguments is msgspec.UNSET else bytes(body.arguments)
         request = ToolRequest(find, asked, arguments, "rest", request_id.get())
         return (await run_unless_gone(exchange, self._deps.calls.call(actor, request))).body
 

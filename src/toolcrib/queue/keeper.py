@@ -110,7 +110,10 @@ class Keeper:
             except Exception as error:  # noqa: BLE001 - whatever it is, the only cure is to try again
                 failures += 1
                 pause_s = min(pause_s * 2 ** min(failures, 16), _LONGEST_PAUSE_S)
-                _log.warning("keeper.round_failed", exc_info=error, next_in_s=round(pause_s, 1))
+                unexpected = None if isinstance(error, queue.DATABASE_AWAY) else error
+                _log.warning(
+                    "keeper.round_failed", error=type(error).__name__, exc_info=unexpected, next_in_s=round(pause_s, 1)
+                )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await stop.wait()

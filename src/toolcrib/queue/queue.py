@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
 from uuid import UUID
 
+import asyncpg
+
 from toolcrib.core.db import ReadTx, Row, Tx
 from toolcrib.errors import Conflict
 
@@ -20,6 +22,19 @@ READY_TOPIC = "job"  # news: the queue in which a job became ready
 CANCELLED_TOPIC = "job_cancelled"  # news: the id of a job that was running when it was cancelled
 CLAIM_LIMIT = 64  # most jobs that one claim takes
 _ERROR_LIMIT = 2000  # characters
+
+# What a statement raises when the database is away, restarting or overloaded. Its subclass `asyncpg.DataError` is none
+# of these: it says that a value cannot be stored.
+DATABASE_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+)
 
 _NOW = "coalesce($1::timestamptz, now())"
 _COLUMNS = (

@@ -31,18 +31,6 @@ from toolcrib.queue.queue import Job, Lease, LostLease
 _LOOK_AGAIN_S = 1.0  # how long ready jobs with low ids may be passed over, see `_claim`
 _LONGEST_PAUSE_S = 5.0  # between two attempts to reach the database
 
-# What a statement raises when the database is away, restarting, or overloaded, and not when the statement is wrong.
-_AWAY = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-)
-
 _log = structlog.get_logger(__name__)
 
 
@@ -305,7 +293,7 @@ class Worker(Generic[C]):
             except LostLease:
                 _log.warning("job.lease_lost", may_have_been_written=failures > 0)
                 return
-            except _AWAY as error:
+            except queue.DATABASE_AWAY as error:
                 if isinstance(error, asyncpg.DataError):
                     raise
                 failures += 1

@@ -1,5 +1,7 @@
 """Server-sent events: the framing rules of the HTML standard, however the bytes are cut."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from toolcrib.gateway.mcp_client.event_stream import EventReader, EventTooLarge
 
 STREAM = (
     b"\xef\xbb\xbf: a comment\r\n\r\nid: 1\r\ndata:\r\n\r\n"
-    b"event: message\ndata: {\"a\":\ndata: 1}\nid: 2\nretry: 250\nnonsense: x\n\n"
+    b'event: message\ndata: {"a":\ndata: 1}\nid: 2\nretry: 250\nnonsense: x\n\n'
     b"data:no space\rdata\rdata: end\r\r"
     b"event: endpoint\r\ndata: /messages?id=\xc3\xa9\r\n\r\n"
     b"data: never finished"
@@ -36,7 +38,7 @@ def test_a_stream_that_arrives_byte_by_byte_gives_the_same_events() -> None:
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
 def test_where_the_chunks_are_cut_does_not_matter(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
-    events, _ = read([STREAM[a:b] for a, b in zip(edges, edges[1:], strict=False)])
+    events, _ = read([STREAM[a:b] for a, b in itertools.pairwise(edges)])
     assert events == EVENTS
 
 

@@ -24,7 +24,15 @@ def test_a_response_belongs_to_its_request_even_when_the_id_became_text() -> Non
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"hello", b"[", b'{"id":true}', b'{"id":1,"method":"\xff"}', b'{"id":1,"result":' + b"[" * 100_000, b'{"id":1}{'],
+    [
+        b"",
+        b"hello",
+        b"[",
+        b'{"id":true}',
+        b'{"id":1,"method":"\xff"}',
+        b'{"id":1,"result":' + b"[" * 100_000,
+        b'{"id":1}{',
+    ],
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(NotJsonRpc):
@@ -66,7 +74,12 @@ def test_foreign_text_is_cut_and_stripped() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("search", "search"), ("two words", "two words"), (" edge", "=?base64?IGVkZ2U=?="), ("naïve", "=?base64?bmHDr3Zl?=")],
+    [
+        ("search", "search"),
+        ("two words", "two words"),
+        (" edge", "=?base64?IGVkZ2U=?="),
+        ("naïve", "=?base64?bmHDr3Zl?="),
+    ],
 )
 def test_header_values_carry_any_text(text: str, value: str) -> None:
     assert header_value(text) == value

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from gateway.mcp_client.conftest import SERVERS, children, running, stdio
+from gateway.mcp_client.servers.launch import SERVERS, children, running, stdio
 from gateway.mcp_client.servers.raw_http import until
 from toolcrib.core.http import AddressPolicy, OutboundClient
 from toolcrib.gateway.mcp_client import McpUpstreams

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.mcp_client.conftest import SERVERS, MakePool, running, stdio
+from gateway.mcp_client.servers.launch import SERVERS, MakePool, running, stdio
 from gateway.mcp_client.servers.raw_http import until
 from toolcrib.gateway.mcp_client import McpEndpoint, McpResult, McpUpstreamError, McpUpstreams
 
@@ -62,7 +62,8 @@ async def test_the_reference_time_server_works(pool: McpUpstreams) -> None:
 async def test_a_fastmcp_server_works(pool: McpUpstreams, tmp_path: Path) -> None:
     script = tmp_path / "server.py"
     script.write_text(
-        "from fastmcp import FastMCP\nmcp = FastMCP('fast')\n@mcp.tool\ndef add(a: int, b: int) -> int:\n    return a + b\n"
+        "from fastmcp import FastMCP\nmcp = FastMCP('fast')\n"
+        "@mcp.tool\ndef add(a: int, b: int) -> int:\n    return a + b\n"
         "mcp.run(show_banner=False)\n"
     )
     endpoint = McpEndpoint("fast", "stdio", command=sys.executable, args=(str(script),))
@@ -349,10 +350,10 @@ async def test_a_server_that_dies_at_once_is_quoted_without_its_secrets_and_left
 async def test_after_the_back_off_a_dead_server_is_tried_again(make_pool: MakePool, tmp_path: Path) -> None:
     pool = make_pool(backoff_s=0.01)
     flag = tmp_path / "ready"
-    code = f"import os, sys\nif not os.path.exists({str(flag)!r}): sys.exit('not ready')\nexec(open(sys.argv[1]).read())"
-    endpoint = McpEndpoint(
-        "later", "stdio", command=sys.executable, args=("-c", code, str(SERVERS / "raw_stdio.py"))
+    code = (
+        f"import os, sys\nif not os.path.exists({str(flag)!r}): sys.exit('not ready')\nexec(open(sys.argv[1]).read())"
     )
+    endpoint = McpEndpoint("later", "stdio", command=sys.executable, args=("-c", code, str(SERVERS / "raw_stdio.py")))
     assert "not ready" in (await failure(pool, endpoint, "echo")).message
     flag.touch()
     async with asyncio.timeout(10):

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from toolcrib import __version__
 from toolcrib.api.cadenya.errors import render
-from toolcrib.api.cadenya.routes import later, published
+from toolcrib.api.cadenya.routes import include_routes
 from toolcrib.api.deps import Deps
 from toolcrib.api.kit import install_errors
 from toolcrib.api.rest_calls import CALL_PATHS
@@ -17,8 +17,7 @@ def build(deps: Deps) -> FastAPI:
     app = FastAPI(title="Toolcrib: tool sets (Cadenya dialect)", version=__version__, openapi_url=None, docs_url=None)
     app.state.deps = deps
     install_errors(app, render)
-    app.include_router(published)
-    app.include_router(later)
+    include_routes(app)
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:

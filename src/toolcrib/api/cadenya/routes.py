@@ -1,10 +1,10 @@
 """The routes of both editions: parse, one domain verb, render."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 
 from toolcrib.api.cadenya.convert import (
     STATES,
@@ -49,7 +49,6 @@ Search = Annotated[str | None, Query(description="later edition: text that the n
 ToolSetId = Annotated[str, Path(alias="toolSetId", description="an id, or external_id:<value>")]
 Id = Annotated[str, Path(alias="id", description="an id, or external_id:<value>")]
 _NUL = "\0"
-Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 def _order(text: str | None) -> Order:
@@ -77,6 +76,11 @@ async def _no_nul(request: Request) -> None:
             raise Invalid("query.nul", "The value has a NUL character.", field=name)
 
 
+def edition_of(request: Request) -> Edition:
+    """Which edition the client speaks: the later one names the workspace in the path."""
+    return "later" if "workspaceId" in request.path_params else "published"
+
+
 def _answers(model: type) -> dict[int | str, dict[str, Any]]:
     return {200: {"model": model, "description": "done"}, "default": {"model": RpcStatus, "description": "error"}}
 
@@ -87,190 +91,6 @@ _GONE: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _router(edition: Edition) -> APIRouter:  # noqa: C901, PLR0915 - one table of routes
-    prefix, extra, update = "/v1/tool_sets", [], ["PUT"]
-    if edition == "later":
-        prefix, extra, update = "/v1/workspaces/{workspaceId}/tool_sets", [Depends(_own_workspace)], ["PUT", "PATCH"]
-    router = APIRouter(prefix=prefix, route_class=StrictRoute, dependencies=[*SECURITY, Depends(_no_nul), *extra])
-    tag = "" if edition == "published" else "Later"
-
-    def route(
-        path: str, methods: list[str], name: str, group: str, model: type | None = None
-    ) -> Callable[[Handler], Handler]:
-        responses = _answers(model) if model else _GONE
-        return router.api_route(
-            path,
-            methods=methods,
-            operation_id=None if len(methods) > 1 else name + tag,
-            name=name,
-            tags=[group],
-            responses=responses,
-            response_class=Response,
-        )
-
-    @route("", ["GET"], "listToolSets", "Tool Sets", ToolSetPage)
-    async def list_tool_sets(
-        request: Request,
-        actor: Caller,
-        tx: InReadTx,
-        cursor: Cursor = None,
-        include_info: Info = False,  # noqa: FBT002
-        limit: Limit = None,
-        prefix: Prefix = None,
-        sort_order: SortOrder = None,
-        query: Search = None,
-        labels: Labels = None,
-        state: Annotated[Literal["STATE_UNSPECIFIED", "STATE_ACTIVE", "STATE_ARCHIVED"] | None, Query()] = None,
-    ) -> Response:
-        """Tool sets of the workspace by page."""
-        del state  # every tool set is active: archiving them is not offered yet
-        page = await tool_sets.list_tool_sets(
-            tx,
-            actor,
-            vault=deps_of(request).vault,
-            cursor=cursor,
-            limit=limit,
-            prefix=prefix,
-            query=query,
-            labels=from_wire_labels(labels),
-            order=_order(sort_order),
-            counts=include_info,
-        )
-        return json_response(to_wire_page(page, [to_wire_tool_set(item, info=include_info) for item in page.items]))
-
-    @route("", ["POST"], "createToolSet", "Tool Sets", ToolSetOut)
-    async def create_tool_set(request: Request, actor: Caller, tx: InTx, body: CreateToolSet) -> Response:
-        """Create a tool set in the workspace; one with an mcp adapter is synced."""
-        deps = deps_of(request)
-        tool_set = await tool_sets.create_tool_set(
-            tx, actor, vault=deps.vault, draft=from_wire_tool_set(body), commands=deps.commands
-        )
-        return json_response(to_wire_tool_set(tool_set))
-
-    @route("/{id}", ["GET"], "getToolSet", "Tool Sets", ToolSetOut)
-    async def get_tool_set(request: Request, actor: Caller, tx: InReadTx, thing_id: Id) -> Response:
-        """One tool set."""
-        tool_set = await tool_sets.get_tool_set(tx, actor, vault=deps_of(request).vault, tool_set_id=thing_id)
-        return json_response(to_wire_tool_set(tool_set))
-
-    @route("/{id}", update, "updateToolSet", "Tool Sets", ToolSetOut)
-    async def update_tool_set(request: Request, actor: Caller, tx: InTx, thing_id: Id, body: UpdateToolSet) -> Response:
-        """Change a tool set: the members that updateMask names, or those that are sent."""
-        sent = body.model_dump(exclude_unset=True)
-
-        def change(draft: tool_sets.ToolSetDraft) -> tool_sets.ToolSetDraft:
-            merged = merge_update(to_wire_tool_set_draft(draft), sent, body.updateMask, CreateToolSet)
-            return from_wire_tool_set(checked(CreateToolSet, merged))
-
-        deps = deps_of(request)
-        tool_set = await tool_sets.update_tool_set(
-            tx, actor, vault=deps.vault, tool_set_id=thing_id, change=change, commands=deps.commands
-        )
-        return json_response(to_wire_tool_set(tool_set))
-
-    @route("/{id}", ["DELETE"], "deleteToolSet", "Tool Sets")
-    async def delete_tool_set(actor: Caller, tx: InTx, thing_id: Id) -> Response:
-        """Delete a tool set with its tools."""
-        await tool_sets.delete_tool_set(tx, actor, tool_set_id=thing_id)
-        return Response(status_code=200)
-
-    @route("/{toolSetId}/events", ["GET"], "listToolSetEvents", "Tool Sets", ToolSetEventPage)
-    async def list_tool_set_events(
-        request: Request,
-        actor: Caller,
-        tx: InReadTx,
-        tool_set_id: ToolSetId,
-        cursor: Cursor = None,
-        include_info: Info = False,  # noqa: FBT002
-        limit: Limit = None,
-        sort_order: SortOrder = None,
-    ) -> Response:
-        """Events of a tool set, the outcome of syncs among them."""
-        page = await tool_sets.list_tool_set_events(
-            tx,
-            actor,
-            vault=deps_of(request).vault,
-            tool_set_id=tool_set_id,
-            cursor=cursor,
-            limit=limit,
-            order=_order(sort_order),
-        )
-        items = [to_wire_event(item, actor, edition=edition, info=include_info) for item in page.items]
-        return json_response(to_wire_page(page, items))
-
-    @route("/{toolSetId}/tools", ["GET"], "listTools", "Tools", ToolPage)
-    async def list_tools(
-        actor: Caller,
-        tx: InReadTx,
-        tool_set_id: ToolSetId,
-        cursor: Cursor = None,
-        include_info: Info = False,  # noqa: FBT002
-        limit: Limit = None,
-        prefix: Prefix = None,
-        sort_order: SortOrder = None,
-        query: Search = None,
-        labels: Labels = None,
-        names: Annotated[list[str] | None, Query()] = None,
-        states: Annotated[list[str] | None, Query()] = None,
-        requires_approval: Annotated[bool | None, Query(alias="requiresApproval")] = None,
-    ) -> Response:
-        """Tools of a tool set by page."""
-        page = await tools.list_tools(
-            tx,
-            actor,
-            tool_set_id=tool_set_id,
-            cursor=cursor,
-            limit=limit,
-            prefix=prefix,
-            query=query,
-            names=names or (),
-            statuses=_statuses(states),
-            requires_approval=requires_approval,
-            labels=from_wire_labels(labels),
-            order=_order(sort_order),
-        )
-        return json_response(to_wire_page(page, [to_wire_tool(item, info=include_info) for item in page.items]))
-
-    create_model = CreateTool if edition == "published" else LaterCreateTool
-
-    @route("/{toolSetId}/tools", ["POST"], "createTool", "Tools", ToolOut)
-    async def create_tool(
-        actor: Caller,
-        tx: InTx,
-        tool_set_id: ToolSetId,
-        body: create_model,  # type: ignore[valid-type]
-    ) -> Response:
-        """Create a tool in a tool set."""
-        tool = await tools.create_tool(tx, actor, tool_set_id=tool_set_id, draft=from_wire_tool(body))
-        return json_response(to_wire_tool(tool))
-
-    @route("/{toolSetId}/tools/{id}", ["GET"], "getTool", "Tools", ToolOut)
-    async def get_tool(actor: Caller, tx: InReadTx, tool_set_id: ToolSetId, thing_id: Id) -> Response:
-        """One tool."""
-        tool = await tools.get_tool(tx, actor, tool_set_id=tool_set_id, tool_id=thing_id)
-        return json_response(to_wire_tool(tool))
-
-    @route("/{toolSetId}/tools/{id}", update, "updateTool", "Tools", ToolOut)
-    async def update_tool(actor: Caller, tx: InTx, tool_set_id: ToolSetId, thing_id: Id, body: UpdateTool) -> Response:
-        """Change a tool: the members that updateMask names, or those that are sent."""
-        sent = body.model_dump(exclude_unset=True)
-
-        def change(draft: tools.ToolDraft) -> tools.ToolDraft:
-            merged = merge_update(to_wire_tool_draft(draft), sent, body.updateMask, CreateTool)
-            return from_wire_tool(checked(CreateTool, merged))
-
-        tool = await tools.update_tool(tx, actor, tool_set_id=tool_set_id, tool_id=thing_id, change=change)
-        return json_response(to_wire_tool(tool))
-
-    @route("/{toolSetId}/tools/{id}", ["DELETE"], "deleteTool", "Tools")
-    async def delete_tool(actor: Caller, tx: InTx, tool_set_id: ToolSetId, thing_id: Id) -> Response:
-        """Delete a tool."""
-        await tools.delete_tool(tx, actor, tool_set_id=tool_set_id, tool_id=thing_id)
-        return Response(status_code=200)
-
-    return router
-
-
 def _statuses(states: list[str] | None) -> list[tools.Status]:
     wanted = [state for state in states or () if state != "STATE_UNSPECIFIED"]
     if unknown := next((state for state in wanted if state not in STATES), None):
@@ -278,5 +98,197 @@ def _statuses(states: list[str] | None) -> list[tools.Status]:
     return [STATES[state] for state in wanted]
 
 
-published = _router("published")
-later = _router("later")
+shared = APIRouter(route_class=StrictRoute, default_response_class=Response)
+published_only = APIRouter(route_class=StrictRoute, default_response_class=Response)
+later_only = APIRouter(route_class=StrictRoute, default_response_class=Response)
+
+
+@shared.get("", name="listToolSets", tags=["Tool Sets"], responses=_answers(ToolSetPage))
+async def list_tool_sets(
+    request: Request,
+    actor: Caller,
+    tx: InReadTx,
+    cursor: Cursor = None,
+    include_info: Info = False,  # noqa: FBT002
+    limit: Limit = None,
+    prefix: Prefix = None,
+    sort_order: SortOrder = None,
+    query: Search = None,
+    labels: Labels = None,
+    state: Annotated[Literal["STATE_UNSPECIFIED", "STATE_ACTIVE", "STATE_ARCHIVED"] | None, Query()] = None,
+) -> Response:
+    """Tool sets of the workspace by page."""
+    del state  # every tool set is active: archiving them is not offered yet
+    page = await tool_sets.list_tool_sets(
+        tx,
+        actor,
+        vault=deps_of(request).vault,
+        cursor=cursor,
+        limit=limit,
+        prefix=prefix,
+        query=query,
+        labels=from_wire_labels(labels),
+        order=_order(sort_order),
+        counts=include_info,
+    )
+    return json_response(to_wire_page(page, [to_wire_tool_set(item, info=include_info) for item in page.items]))
+
+
+@shared.post("", name="createToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
+async def create_tool_set(request: Request, actor: Caller, tx: InTx, body: CreateToolSet) -> Response:
+    """Create a tool set in the workspace; one with an mcp adapter is synced."""
+    deps = deps_of(request)
+    tool_set = await tool_sets.create_tool_set(
+        tx, actor, vault=deps.vault, draft=from_wire_tool_set(body), commands=deps.commands
+    )
+    return json_response(to_wire_tool_set(tool_set))
+
+
+@shared.get("/{id}", name="getToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
+async def get_tool_set(request: Request, actor: Caller, tx: InReadTx, thing_id: Id) -> Response:
+    """One tool set."""
+    tool_set = await tool_sets.get_tool_set(tx, actor, vault=deps_of(request).vault, tool_set_id=thing_id)
+    return json_response(to_wire_tool_set(tool_set))
+
+
+@shared.put("/{id}", name="updateToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
+@later_only.patch("/{id}", name="patchToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
+async def update_tool_set(request: Request, actor: Caller, tx: InTx, thing_id: Id, body: UpdateToolSet) -> Response:
+    """Change a tool set: the members that updateMask names, or those that are sent."""
+    sent = body.model_dump(exclude_unset=True)
+
+    def change(draft: tool_sets.ToolSetDraft) -> tool_sets.ToolSetDraft:
+        merged = merge_update(to_wire_tool_set_draft(draft), sent, body.updateMask, CreateToolSet)
+        return from_wire_tool_set(checked(CreateToolSet, merged))
+
+    deps = deps_of(request)
+    tool_set = await tool_sets.update_tool_set(
+        tx, actor, vault=deps.vault, tool_set_id=thing_id, change=change, commands=deps.commands
+    )
+    return json_response(to_wire_tool_set(tool_set))
+
+
+@shared.delete("/{id}", name="deleteToolSet", tags=["Tool Sets"], responses=_GONE)
+async def delete_tool_set(actor: Caller, tx: InTx, thing_id: Id) -> Response:
+    """Delete a tool set with its tools."""
+    await tool_sets.delete_tool_set(tx, actor, tool_set_id=thing_id)
+    return Response(status_code=200)
+
+
+@shared.get("/{toolSetId}/events", name="listToolSetEvents", tags=["Tool Sets"], responses=_answers(ToolSetEventPage))
+async def list_tool_set_events(
+    request: Request,
+    actor: Caller,
+    tx: InReadTx,
+    tool_set_id: ToolSetId,
+    cursor: Cursor = None,
+    include_info: Info = False,  # noqa: FBT002
+    limit: Limit = None,
+    sort_order: SortOrder = None,
+) -> Response:
+    """Events of a tool set, the outcome of syncs among them."""
+    page = await tool_sets.list_tool_set_events(
+        tx,
+        actor,
+        vault=deps_of(request).vault,
+        tool_set_id=tool_set_id,
+        cursor=cursor,
+        limit=limit,
+        order=_order(sort_order),
+    )
+    items = [to_wire_event(item, actor, edition=edition_of(request), info=include_info) for item in page.items]
+    return json_response(to_wire_page(page, items))
+
+
+@shared.get("/{toolSetId}/tools", name="listTools", tags=["Tools"], responses=_answers(ToolPage))
+async def list_tools(
+    actor: Caller,
+    tx: InReadTx,
+    tool_set_id: ToolSetId,
+    cursor: Cursor = None,
+    include_info: Info = False,  # noqa: FBT002
+    limit: Limit = None,
+    prefix: Prefix = None,
+    sort_order: SortOrder = None,
+    query: Search = None,
+    labels: Labels = None,
+    names: Annotated[list[str] | None, Query()] = None,
+    states: Annotated[list[str] | None, Query()] = None,
+    requires_approval: Annotated[bool | None, Query(alias="requiresApproval")] = None,
+) -> Response:
+    """Tools of a tool set by page."""
+    page = await tools.list_tools(
+        tx,
+        actor,
+        tool_set_id=tool_set_id,
+        cursor=cursor,
+        limit=limit,
+        prefix=prefix,
+        query=query,
+        names=names or (),
+        statuses=_statuses(states),
+        requires_approval=requires_approval,
+        labels=from_wire_labels(labels),
+        order=_order(sort_order),
+    )
+    return json_response(to_wire_page(page, [to_wire_tool(item, info=include_info) for item in page.items]))
+
+
+@published_only.post("/{toolSetId}/tools", name="createTool", tags=["Tools"], responses=_answers(ToolOut))
+async def create_tool(actor: Caller, tx: InTx, tool_set_id: ToolSetId, body: CreateTool) -> Response:
+    """Create a tool in a tool set."""
+    tool = await tools.create_tool(tx, actor, tool_set_id=tool_set_id, draft=from_wire_tool(body))
+    return json_response(to_wire_tool(tool))
+
+
+@later_only.post("/{toolSetId}/tools", name="createTool", tags=["Tools"], responses=_answers(ToolOut))
+async def create_tool_later(actor: Caller, tx: InTx, tool_set_id: ToolSetId, body: LaterCreateTool) -> Response:
+    """Create a tool in a tool set; this edition has no status on input."""
+    return await create_tool(actor, tx, tool_set_id, body)
+
+
+@shared.get("/{toolSetId}/tools/{id}", name="getTool", tags=["Tools"], responses=_answers(ToolOut))
+async def get_tool(actor: Caller, tx: InReadTx, tool_set_id: ToolSetId, thing_id: Id) -> Response:
+    """One tool."""
+    tool = await tools.get_tool(tx, actor, tool_set_id=tool_set_id, tool_id=thing_id)
+    return json_response(to_wire_tool(tool))
+
+
+@shared.put("/{toolSetId}/tools/{id}", name="updateTool", tags=["Tools"], responses=_answers(ToolOut))
+@later_only.patch("/{toolSetId}/tools/{id}", name="patchTool", tags=["Tools"], responses=_answers(ToolOut))
+async def update_tool(actor: Caller, tx: InTx, tool_set_id: ToolSetId, thing_id: Id, body: UpdateTool) -> Response:
+    """Change a tool: the members that updateMask names, or those that are sent."""
+    sent = body.model_dump(exclude_unset=True)
+
+    def change(draft: tools.ToolDraft) -> tools.ToolDraft:
+        merged = merge_update(to_wire_tool_draft(draft), sent, body.updateMask, CreateTool)
+        return from_wire_tool(checked(CreateTool, merged))
+
+    tool = await tools.update_tool(tx, actor, tool_set_id=tool_set_id, tool_id=thing_id, change=change)
+    return json_response(to_wire_tool(tool))
+
+
+@shared.delete("/{toolSetId}/tools/{id}", name="deleteTool", tags=["Tools"], responses=_GONE)
+async def delete_tool(actor: Caller, tx: InTx, tool_set_id: ToolSetId, thing_id: Id) -> Response:
+    """Delete a tool."""
+    await tools.delete_tool(tx, actor, tool_set_id=tool_set_id, tool_id=thing_id)
+    return Response(status_code=200)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name + ("Later" if "{workspaceId}" in route.path_format else "")
+
+
+def include_routes(app: FastAPI) -> None:
+    """Both editions: the published one, and the one whose paths name the workspace."""
+    for prefix, own, extra in (
+        ("/v1/tool_sets", published_only, []),
+        ("/v1/workspaces/{workspaceId}/tool_sets", later_only, [Depends(_own_workspace)]),
+    ):
+        for router in (shared, own):
+            app.include_router(
+                router,
+                prefix=prefix,
+                dependencies=[*SECURITY, Depends(_no_nul), *extra],
+                generate_unique_id_function=_operation_id,
+            )

@@ -218,7 +218,11 @@ class McpApp:
     async def _call(self, caller: _Caller, params: Params, id_: bytes, progress: Any) -> bytes:
         if params.name is None:
             raise RpcError(wire.INVALID_PARAMS, "tools/call needs a name")
-        arguments = b"{}" if params.arguments is None or bytes(params.arguments) == b"null" else bytes(params.arguments)
+        arguments = (
+            b"{}"
+            if params.arguments is msgspec.UNSET or bytes(params.arguments) == b"null"
+            else bytes(params.arguments)
+        )
         request = ToolRequest(caller.find(params.name), params.name, arguments, "mcp", request_id.get(), progress)
         key = None if caller.modern else _cancel_key(caller, id_)
         if key is not None and (task := asyncio.current_task()):
@@ -245,7 +249,7 @@ class McpApp:
         if message.method != "notifications/cancelled" or caller.modern:
             return
         params = wire.parse_params(message)
-        if params.request_id is None:
+        if params.request_id is msgspec.UNSET:
             return
         key = _cancel_key(caller, bytes(params.request_id))
         if key is None or key in self._running:
@@ -295,7 +299,7 @@ class McpApp:
             return
         with contextlib.suppress(ValueError):  # a schema that breaks the annotation's rules asks for no headers
             plan = plan_headers(orjson.loads(tool.schema_text))
-            arguments = orjson.loads(bytes(params.arguments)) if params.arguments is not None else {}
+            arguments = orjson.loads(bytes(params.arguments)) if params.arguments is not msgspec.UNSET else {}
             wanted = {name.lower(): value for name, value in param_headers(plan, arguments)}
             for _, name in plan:
                 header = f"mcp-param-{name.lower()}"

@@ -65,11 +65,11 @@ class Params(msgspec.Struct):
 
     name: str | None = None
     uri: str | None = None
-    arguments: msgspec.Raw | None = None
+    arguments: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     cursor: str | None = None
     meta: Meta | None = msgspec.field(name="_meta", default=None)
     protocol_version: Any = msgspec.field(name="protocolVersion", default=None)
-    request_id: msgspec.Raw | None = msgspec.field(name="requestId", default=None)
+    request_id: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="requestId", default=msgspec.UNSET)
     notifications: dict[str, Any] | None = None
 
 

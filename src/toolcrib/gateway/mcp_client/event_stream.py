@@ -5,7 +5,10 @@ skipped, and so are events without data (MCP uses them to hand out an id). Data 
 unfinished event are held.
 """
 
+import re
 from dataclasses import dataclass
+
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 @dataclass(slots=True)
@@ -86,7 +89,7 @@ class EventReader:
                 self._count(len(value) + 1)
             case b"event":
                 self._name = value.decode(errors="replace") or "message"
-            case b"id" if b"\0" not in value:
+            case b"id" if not _CONTROL.search(value):  # the standard excludes NUL; a header carries none of these
                 self._id = value.decode(errors="replace") or None
             case b"retry" if value.isdigit() and len(value) < 10:
                 self.retry_s = int(value) / 1000

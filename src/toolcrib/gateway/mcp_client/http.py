@@ -27,7 +27,7 @@ from toolcrib.gateway.mcp_client.contract import (
     plain_text,
 )
 from toolcrib.gateway.mcp_client.event_stream import EventReader, EventTooLarge
-from toolcrib.gateway.mcp_client.inflight import UNCANCELLABLE, cancelled_bytes, tell_progress
+from toolcrib.gateway.mcp_client.inflight import UNCANCELLABLE, cancelled_bytes, progress_token, tell_progress
 from toolcrib.gateway.mcp_client.jsonrpc import Message, NotJsonRpc, answers, read_message, read_messages, reply_bytes
 from toolcrib.gateway.mcp_client.session import UNSUPPORTED_VERSION, Headers, rpc_failure
 
@@ -35,6 +35,7 @@ _OURS = re.compile(
     r"accept|content-type|last-event-id|mcp-session-id|mcp-protocol-version|mcp-method|mcp-name|mcp-param-.*"
 )
 _WANTS_NEW_SESSION = re.compile(r"session|protocol[ -]version|initiali[sz]e", re.IGNORECASE)
+_SESSION_ID = re.compile(r"[\x21-\x7e]{1,2048}")
 _ERROR_BODY_BYTES = 64 * 1024
 _SHORT_S = 5.0
 _RECONNECTIONS = 3
@@ -154,12 +155,18 @@ class HttpTransport:
             else:
                 raise await self._refusal(answer, method, left_s)
             if method == "initialize":
-                self._session_id = answer.headers.get("mcp-session-id")
+                self._session_id = self._given_session(answer)
                 self._compose_headers()
             return message
         finally:
             if not kept:
                 await exchange.__aexit__(None, None, None)
+
+    def _given_session(self, answer: OutboundStream) -> str | None:
+        session_id = answer.headers.get("mcp-session-id")
+        if session_id and not _SESSION_ID.fullmatch(session_id):
+            raise McpUpstreamError("mcp.protocol_error", f"{self._name} opened a session with a malformed id")
+        return session_id or None
 
     def _matching(self, data: bytes, request_id: int) -> Message:
         try:
@@ -184,7 +191,7 @@ class HttpTransport:
                     message = read_message(event.data)
                     if answers(message, request_id) or (message.method is UNSET and message.id is None):
                         return message
-                    await self._unasked(message, on_progress)
+                    await self._unasked(message, request_id, on_progress)
         except EventTooLarge:
             limit = self._max_bytes
             raise McpUpstreamError("mcp.too_large", f"{self._name} sent a message of more than {limit} bytes") from None
@@ -196,7 +203,7 @@ class HttpTransport:
                 raise
         return None
 
-    async def _unasked(self, message: Message, on_progress: OnProgress | None) -> None:
+    async def _unasked(self, message: Message, request_id: int, on_progress: OnProgress | None) -> None:
         if message.method is UNSET:
             return
         if message.id is not UNSET:
@@ -205,7 +212,9 @@ class HttpTransport:
         elif message.method == "notifications/tools/list_changed":
             self._on_tools_changed()
         elif message.method == "notifications/progress" and on_progress is not None and isinstance(message.params, Raw):
-            tell_progress(on_progress, bytes(message.params))
+            params = bytes(message.params)
+            if progress_token(params) == request_id:
+                tell_progress(on_progress, params)
 
     async def _resume(self, reader: EventReader, request_id: int, on_progress: OnProgress | None) -> Message:
         """Take up a response stream that ended early; the caller's deadline is around this."""
@@ -244,8 +253,8 @@ class HttpTransport:
         """Whether the answer is a redirect within the same origin; the session then uses the new address."""
         if answer.status not in {307, 308} or self._redirects >= _MAX_REDIRECTS:
             return False
-        target = urljoin(self._url, answer.headers.get("location") or "")
-        if not same_origin(self._url, target):
+        target = resolve(self._url, answer.headers.get("location") or "")
+        if target is None or not same_origin(self._url, target):
             return False
         self._redirects += 1
         self._url = target
@@ -308,7 +317,7 @@ class HttpTransport:
                 async with self._outbound.stream(
                     http_method, self._url, headers=(*headers, *resume), body=body, idle_timeout_s=math.inf
                 ) as answer:
-                    if 400 <= answer.status < 500 or content_type(answer) == "application/json":
+                    if answer.status < 500 and (answer.status != 200 or content_type(answer) != "text/event-stream"):
                         return
                     if answer.status == 200:
                         if missed:
@@ -318,10 +327,8 @@ class HttpTransport:
                         missed = request_id is not None  # the modern era repeats nothing
                     else:
                         missed = True
-            except OutboundError:
-                missed = True
-            except (McpUpstreamError, SessionLost) as exc:
-                _log.debug("mcp.listening_failed", server=self._name, reason=str(exc))
+            except AppError as exc:
+                _log.debug("mcp.listening_failed", server=self._name, reason=exc.message)
                 missed = True
             if loop.time() - started_at > _STEADY_S:
                 delay_s = 1.0
@@ -380,7 +387,20 @@ def own_headers(endpoint: McpEndpoint) -> Headers:
 
 def server_name(url: str) -> str:
     """Host and port, for messages: the rest of a URL may be secret."""
-    return urlsplit(url).netloc.rpartition("@")[2] or "the server"
+    try:
+        return plain_text(urlsplit(url).netloc.rpartition("@")[2], 200) or "the server"
+    except ValueError:
+        return "the server"
+
+
+def resolve(url: str, reference: str) -> str | None:
+    """The address that a reference found at `url` means; None when it means nothing."""
+    try:
+        target = urljoin(url, reference)
+        urlsplit(target).port  # noqa: B018  reading it is the check
+    except ValueError:
+        return None
+    return target
 
 
 def same_origin(url: str, target: str) -> bool:
@@ -427,7 +447,7 @@ def refusal(name: str, method: str, answer: OutboundStream, body: bytes) -> McpU
             if message.error:
                 return rpc_failure(message, status=status)
     if 300 <= status < 400:
-        target = server_name(urljoin("//", answer.headers.get("location") or ""))
+        target = server_name(answer.headers.get("location") or "")
         return McpUpstreamError(
             "mcp.protocol_error",
             f"{name} redirects to {target}, which is not followed; use that address",

@@ -241,6 +241,7 @@ class ServerProcess(asyncio.SubprocessProtocol):
             self._writable.set()
         elif fd == 1:
             # Exit status and last words usually follow at once; wait for them so that the error can tell.
+            self._on_output(b"\n")  # the last line may lack its end
             asyncio.get_running_loop().call_later(_EXIT_DRAIN_S, self._gone)
 
     def pause_writing(self) -> None:

@@ -144,6 +144,7 @@ class Session:
         self._client_info = _encode({"name": "toolcrib", "version": client_version})
         self._envelope = b""  # members of `_meta` that every request of the modern era carries
         self._has_tools = False
+        self._listens = False
         self._header_plans: dict[str, HeaderPlan] = {}
 
     # -- opening -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urljoin
 
 import structlog
 
@@ -17,7 +16,15 @@ from toolcrib.core.http import OutboundClient, OutboundError
 from toolcrib.errors import AppError
 from toolcrib.gateway.mcp_client.contract import McpEndpoint, McpUpstreamError, OnProgress, SessionLost, plain_text
 from toolcrib.gateway.mcp_client.event_stream import EventReader, EventTooLarge
-from toolcrib.gateway.mcp_client.http import content_type, own_headers, refusal, same_origin, server_name, unreachable
+from toolcrib.gateway.mcp_client.http import (
+    content_type,
+    own_headers,
+    refusal,
+    resolve,
+    same_origin,
+    server_name,
+    unreachable,
+)
 from toolcrib.gateway.mcp_client.inflight import UNCANCELLABLE, InFlight, cancelled_bytes, expire, ignore
 from toolcrib.gateway.mcp_client.jsonrpc import Message, NotJsonRpc
 from toolcrib.gateway.mcp_client.session import Headers
@@ -199,7 +206,7 @@ class SseTransport:
             async for chunk in answer.chunks():
                 for event in reader.feed(chunk):
                     if event.name == "endpoint" and not target.done():
-                        address = urljoin(self._url, event.data.decode(errors="replace").strip())
+                        address = resolve(self._url, event.data.decode(errors="replace").strip()) or ""
                         if not same_origin(self._url, address):
                             return McpUpstreamError(
                                 "mcp.protocol_error",

@@ -167,14 +167,17 @@ class McpUpstreams:
             news.cancel()
         self._news.clear()
         slots, self._slots = list(self._slots.values()), {}
-        endings = [asyncio.create_task(self._end(slot)) for slot in slots]
-        if waiting := {*endings, *self._tasks}:
-            _, late = await asyncio.wait(waiting, timeout=_CLOSE_S)
+        for slot in slots:
+            self._spawn(self._end(slot))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CLOSE_S
+        while self._tasks and loop.time() < deadline:  # an ending may start another
+            await asyncio.wait(set(self._tasks), timeout=deadline - loop.time())
+        if late := set(self._tasks):
+            _log.warning("mcp.close_took_too_long", sessions=len(late))
             for task in late:
                 task.cancel()
-            if late:
-                _log.warning("mcp.close_took_too_long", sessions=len(late))
-                await asyncio.wait(late, timeout=1.0)
+            await asyncio.wait(late, timeout=1.0)
         await self._guard.close()
 
     # -- sessions ------------------------------------------------------------------------------------------------------

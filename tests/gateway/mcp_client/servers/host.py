@@ -1,4 +1,4 @@
-"""Stands for Toolcrib: starts a stubborn server that starts another process, tells their numbers, waits to be killed."""
+"""Stands for Toolcrib: starts a server that starts another process, tells their numbers, and waits to be killed."""
 
 import asyncio
 import sys
@@ -14,7 +14,8 @@ async def main() -> None:
     result = await pool.call_tool(
         McpEndpoint("x", "stdio", command=sys.executable, args=args), "pids", b"{}", timeout_s=20
     )
-    print(result.result.decode(), flush=True)
+    sys.stdout.write(result.result.decode() + "\n")
+    sys.stdout.flush()
     await asyncio.sleep(600)
 
 

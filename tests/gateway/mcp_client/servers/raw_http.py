@@ -14,7 +14,7 @@ INFO = {"name": "raw", "version": "7"}
 class Exchange:
     """One request and the way to answer it."""
 
-    def __init__(self, request: bytes, writer: Writer) -> None:
+    def __init__(self, request: bytes, reader: Reader, writer: Writer) -> None:
         head, _, body = request.partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
         self.http_method, self.path, _ = first.split(" ")
@@ -22,7 +22,8 @@ class Exchange:
         self.message: dict[str, Any] = json.loads(body) if body else {}
         self.method = self.message.get("method", "")
         self.params = self.message.get("params", {})
-        self.writer = writer
+        self.reader, self.writer = reader, writer
+        self.abandoned = asyncio.Event()
 
     def respond(self, status: int, body: bytes = b"", **headers: str) -> None:
         """A complete answer."""
@@ -49,6 +50,14 @@ class Exchange:
         lines += [f"retry: {retry}"] if retry is not None else []
         lines += ["data: " + json.dumps({"jsonrpc": "2.0", **members})] if members else ["data:"]
         self.writer.write("\n".join([*lines, "", ""]).encode())
+
+    async def hang(self) -> None:
+        """Say nothing until the client gives up."""
+        with contextlib.suppress(ConnectionError):
+            while await self.reader.read(65536):
+                pass
+        self.abandoned.set()
+        self.writer.close()
 
     async def end(self) -> None:
         """End the stream by closing the connection."""
@@ -80,7 +89,7 @@ async def raw_mcp(answer: Answer) -> AsyncIterator[RawMcp]:
 
     async def handle(served: Upstream, reader: Reader, writer: Writer) -> None:
         while not writer.is_closing():
-            exchange = Exchange(await served.request(reader), writer)
+            exchange = Exchange(await served.request(reader), reader, writer)
             server.seen.append(exchange)
             await answer(exchange)
             await writer.drain()
@@ -111,8 +120,26 @@ def text(value: Any) -> dict[str, Any]:
     return {"content": [{"type": "text", "text": json.dumps(value)}], "isError": False}
 
 
+def legacy(answer: Callable[[Exchange], Awaitable[None]], **options: Any) -> Callable[[Exchange], Awaitable[None]]:
+    """A handshake server whose other requests go to `answer`; it offers no GET stream."""
+
+    async def handle(exchange: Exchange) -> None:
+        if initialized(exchange, **options):
+            return
+        if exchange.http_method == "GET" and "last-event-id" not in exchange.headers:
+            exchange.respond(405)
+        else:
+            await answer(exchange)
+
+    return handle
+
+
+async def echo(exchange: Exchange) -> None:
+    exchange.reply(result=text(exchange.params["arguments"]))
+
+
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     """Wait for something that nothing announces."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  nothing announces it
             await asyncio.sleep(0.005)

@@ -1,7 +1,7 @@
 """A hand-written MCP server on standard input and output, old era by default, that misbehaves on request.
 
-Options: `init=` ok, hang, die, modern, babble; `version=`; `list=` ok, loop, odd, hang, none; `stubborn` ignores the end of
-its input and SIGTERM. The tools are named after what they do.
+Options: `init=` ok, hang, die, modern, babble; `version=`; `list=` ok, pages, loop, odd, hang, none;
+`stubborn` ignores the end of its input and SIGTERM. The tools are named after what they do.
 """
 
 import base64

@@ -1,0 +1,372 @@
+"""`toolcrib tools add` and `add-http`: command lines to tool sets and tools as the API wants them."""
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import typer
+
+from toolcrib.cli.arguments import parse_object
+from toolcrib.cli.client import Server
+from toolcrib.cli.failure import FAILED, CommandFailed
+from toolcrib.cli.inventory import (
+    SyncOutcome,
+    SyncWatch,
+    ToolEntry,
+    ToolSetEntry,
+    as_dict,
+    find_tool_set,
+    tool_entry,
+    tool_set_entry,
+    tools_of,
+)
+from toolcrib.cli.options import ApiKey, Data, Json, Url, pairs
+from toolcrib.cli.output import print_json, print_table, print_text, say, wants_json
+from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TemplateError, TextTemplate, Variable
+
+_WRONG = 2
+_LAUNCHERS = frozenset({"npx", "bunx", "uvx", "uv", "pipx", "python", "python3", "node", "deno", "bun"})
+_LAUNCHER_WORDS = frozenset({"run", "x", "tool", "exec", "dlx"})
+_SOURCE = "Where the tools come from"
+_CHOICE = "Which tools"
+
+Headers = Annotated[
+    list[str] | None,
+    typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="Header to send; the value is kept as a secret."),
+]
+Description = Annotated[str, typer.Option("--description", help="What it is for.", show_default=False)]
+Labels = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="Label.")]
+ExternalId = Annotated[str | None, typer.Option("--external-id", help="Your own id for it.", show_default=False)]
+
+
+def add(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[URL]", help="MCP server (streamable HTTP or SSE).", show_default=False)
+    ] = None,
+    stdio: Annotated[
+        str | None,
+        typer.Option(
+            "--stdio",
+            metavar="'COMMAND ARGS'",
+            help="Command that speaks MCP on its standard streams; the server runs it.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            "--http", metavar="BASE_URL", help="HTTP API; `add-http` gives it tools.", rich_help_panel=_SOURCE
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name; default: made from the source.")] = None,
+    transport: Annotated[
+        Literal["auto", "http", "sse"],
+        typer.Option("--transport", help="How to speak to the URL.", rich_help_panel=_SOURCE),
+    ] = "auto",
+    header: Headers = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", metavar="K=V", help="Environment of the command, kept as a secret."),
+    ] = None,
+    cwd: Annotated[Path | None, typer.Option("--cwd", help="Working folder of the command.")] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--include", metavar="PATTERN", help="Offer only these: get_*, *_file, /regex/.", rich_help_panel=_CHOICE
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", metavar="PATTERN", help="Do not offer these.", rich_help_panel=_CHOICE),
+    ] = None,
+    approve: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--approve", metavar="all|PATTERN", help="A person must approve each call.", rich_help_panel=_CHOICE
+        ),
+    ] = None,
+    label: Labels = None,
+    description: Description = "",
+    external_id: ExternalId = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until its tools were read.")] = False,
+    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for its tools.")] = 60,
+    as_json: Json = False,
+    data: Data = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Add a tool set: an MCP server behind a URL, a command that is one, or an HTTP API.
+
+    Waits until the tools of an MCP server were read, and lists them; ends with 1 if that fails (the tool set stays).
+
+    Examples:
+        toolcrib tools add https://mcp.deepwiki.com/mcp --name deepwiki
+        toolcrib tools add https://api.example.com/mcp -H "Authorization: Bearer $TOKEN" --exclude 'delete_*'
+        toolcrib tools add --stdio 'uvx mcp-server-time' --env TZ=Europe/Berlin --approve 'convert_*'
+        toolcrib tools add --http https://api.example.com/v2 --name orders
+    """
+    if sum(source is not None for source in (target, stdio, http)) != 1:
+        raise CommandFailed("Give one source: a URL, --stdio or --http.", _WRONG)
+    if stdio is None and (env or cwd):
+        raise CommandFailed("--env and --cwd are for --stdio.", _WRONG)
+    if http is not None and (include or exclude or approve):
+        raise CommandFailed("--include, --exclude and --approve are for MCP servers.", _WRONG)
+    server = Server.find(url=url, api_key=api_key, data=data)
+    headers = pairs(header, "--header", ":")
+    if http is not None:
+        adapter: dict[str, Any] = {"http": {"baseUrl": http, "headers": headers}}
+    else:
+        mcp: dict[str, Any] = {"headers": headers}
+        if stdio is not None:
+            words = _words(stdio)
+            mcp |= {"command": words[0], "args": words[1:], "env": pairs(env, "--env")}
+            if folder := cwd.absolute() if cwd else _folder_of(words, server):
+                mcp["cwd"] = str(folder)
+        else:
+            mcp |= {"url": target, "transport": transport}
+        mcp |= _choice(include, exclude, approve)
+        adapter = {"mcp": mcp}
+    metadata = {
+        "name": name or (_name_of_command(_words(stdio)) if stdio else _name_of_url(target or http or "")),
+        "labels": pairs(label, "--label"),
+        **({"externalId": external_id} if external_id else {}),
+    }
+    body = {"metadata": metadata, "spec": {"adapter": adapter, "description": description}}
+    tool_set = tool_set_entry(server, server.post("/v1/tool_sets", body))
+    outcome = None if http is not None or no_wait else SyncWatch(server, tool_set).wait(timeout)
+    _report(server, tool_set, outcome, as_json=as_json)
+
+
+def _report(server: Server, tool_set: ToolSetEntry, outcome: SyncOutcome | None, *, as_json: bool) -> None:
+    """Say what was added and what it offers."""
+    tools = [tool for tool in tools_of(server, tool_set) if tool.status != "archived"] if outcome else []
+    if wants_json(as_json):
+        print_json(
+            {
+                **as_dict(tool_set),
+                "tools": [{"name": tool.name, "status": tool.status} for tool in tools],
+                "sync": as_dict(outcome) if outcome else None,
+            }
+        )
+    elif outcome is None or outcome.ok:
+        rows = [(t.name, t.status, "required" if t.requires_approval else "-", t.description.strip()) for t in tools]
+        if rows:
+            print_table(("NAME", "STATUS", "APPROVAL", "DESCRIPTION"), rows, empty="")
+    say(f"Added {tool_set.name} ({tool_set.id}), also at {tool_set.mcp_url}.")
+    if outcome is None:
+        if tool_set.kind == "http":
+            say(f"Give it tools: toolcrib tools add-http {tool_set.slug} NAME --path /...")
+    elif outcome.ok:
+        say(outcome.message)
+    else:
+        say(f"Its tools were not read: {outcome.message}")
+        say(f"Toolcrib tries again by itself; `toolcrib tools events {tool_set.slug}` tells how it went.")
+        raise typer.Exit(FAILED)
+
+
+def _words(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise CommandFailed(f"--stdio: {error}.", _WRONG) from None
+    if not words:
+        raise CommandFailed("--stdio: the command is empty.", _WRONG)
+    return words
+
+
+def _folder_of(words: list[str], server: Server) -> Path | None:
+    """The current folder, if the command names something in it: the server runs elsewhere and would not find it."""
+    here = Path.cwd()
+    for word in words if server.local else ():
+        path = Path(word)
+        if not path.is_absolute() and word != words[0].partition("/")[0] and (here / path).exists():
+            say(f"The command runs in {here}, because {word} is there (--cwd chooses another folder).")
+            return here
+    return None
+
+
+def _name_of_url(url: str) -> str:
+    """`deepwiki` for https://mcp.deepwiki.com/mcp, host and port for an address."""
+    parts = urlsplit(url)
+    host = parts.hostname or "tools"
+    labels = host.split(".")
+    if host == "localhost" or ":" in host or labels[-1].isdigit():
+        return parts.netloc.rpartition("@")[2] or host
+    while len(labels) > 2 and labels[0] in {"www", "mcp", "api"}:
+        labels.pop(0)
+    return labels[0]
+
+
+def _name_of_command(words: list[str]) -> str:
+    """What is run, without the program that runs it, its folder, scope, version and ending."""
+    told = words[0]
+    if Path(told).name in _LAUNCHERS or re.fullmatch(r"python3\.\d+", Path(told).name):
+        rest = [word for word in words[1:] if not word.startswith("-") and word not in _LAUNCHER_WORDS]
+        told = rest[0] if rest else told
+    base = told.rstrip("/").rpartition("/")[2]
+    return re.sub(r"(?<=.)@.*$|\.(py|js|mjs|ts|sh)$", "", base) or base
+
+
+# ---- patterns ------------------------------------------------------------------------------------------------------
+
+
+def matcher_of(pattern: str) -> dict[str, str]:
+    """The API's matcher for `name`, `get_*`, `*_file`, `*user*`, `get_*_by_?` or `/regular expression/`."""
+    if len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
+        return {"regex": pattern[1:-1]}
+    middle = pattern.strip("*")
+    if middle and not {"*", "?"} & set(middle):
+        match (pattern.startswith("*"), pattern.endswith("*")):
+            case (False, False):
+                return {"exact": middle}
+            case (False, True):
+                return {"startsWith": middle}
+            case (True, False):
+                return {"endsWith": middle}
+            case _:
+                return {"contains": middle}
+    wild = {"*": ".*", "?": "."}
+    return {"regex": "^" + "".join(wild.get(char, re.escape(char)) for char in pattern) + "$"}
+
+
+def _filter(patterns: list[str]) -> dict[str, Any]:
+    filters = [{"attribute": "ATTRIBUTE_NAME", "matcher": matcher_of(pattern)} for pattern in patterns]
+    return {"operator": "OPERATOR_OR", "filters": filters}
+
+
+def _choice(include: list[str] | None, exclude: list[str] | None, approve: list[str] | None) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    if include:
+        chosen["includeTools"] = _filter(include)
+    if exclude:
+        chosen["excludeTools"] = _filter(exclude)
+    if approve:
+        chosen["toolApprovals"] = {"always": True} if "all" in approve else {"only": _filter(approve)}
+    return chosen
+
+
+# ---- tools of an HTTP API ------------------------------------------------------------------------------------------
+
+
+def add_http(
+    tool_set: Annotated[str, typer.Argument(help="Tool set made with `tools add --http`.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Name of the tool.", show_default=False)],
+    path: Annotated[str, typer.Option("--path", help="Path after the base URL: /orders/{id}.")] = "",
+    method: Annotated[
+        Literal["GET", "POST", "PUT", "PATCH", "DELETE"],
+        typer.Option("--method", "-X", case_sensitive=False, help="HTTP method."),
+    ] = "GET",
+    query: Annotated[
+        str | None, typer.Option("--query", metavar="'q={{ text }}&n={{ count }}'", help="Query string.")
+    ] = None,
+    body_template: Annotated[
+        str | None, typer.Option("--body-template", metavar="TEXT|@FILE", help="Request body: {'a': {{ a }}}.")
+    ] = None,
+    content_type: Annotated[
+        str | None, typer.Option("--content-type", help="Of the body; default: application/json.", show_default=False)
+    ] = None,
+    header: Headers = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option("--parameters", metavar="JSON|@FILE", help="JSON Schema; default: from the templates."),
+    ] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="A person must approve each call.")] = False,
+    label: Labels = None,
+    description: Description = "",
+    external_id: ExternalId = None,
+    as_json: Json = False,
+    data: Data = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Add a tool to a tool set that is an HTTP API; {{ name }} stands for an argument, in the path {name} too.
+
+    Without --query and --body-template, arguments that the path does not use go into the query (GET, DELETE) or into a
+    JSON body. Without --parameters, every argument is text and those in the path are required.
+
+    Examples:
+        toolcrib tools add-http orders get_order --path '/orders/{id}' --description 'One order.'
+        toolcrib tools add-http orders find_orders --path /orders --query 'q={{ text }}'
+        toolcrib tools add-http orders note -X POST --path '/orders/{id}/notes' --body-template '{"text": "{{ text }}"}'
+    """
+    headers = pairs(header, "--header", ":")
+    body = _content(body_template)
+    derived = _derived_schema(path, query, headers, body, content_type or "application/json")
+    schema = derived if parameters is None else parse_object(_content(parameters) or "", "--parameters")
+    config = {
+        "requestMethod": method.upper(),
+        "path": path or None,
+        "query": query,
+        "headers": headers or None,
+        "requestBodyTemplate": body,
+        "requestBodyContentType": content_type,
+    }
+    server = Server.find(url=url, api_key=api_key, data=data)
+    found = find_tool_set(server, tool_set)
+    wire = server.post(
+        f"{found.path}/tools",
+        {
+            "metadata": {
+                "name": name,
+                "labels": pairs(label, "--label"),
+                **({"externalId": external_id} if external_id else {}),
+            },
+            "spec": {
+                "status": "TOOL_STATUS_AVAILABLE",
+                "description": description,
+                "parameters": schema,
+                "requiresApproval": approve,
+                "config": {"http": {member: value for member, value in config.items() if value is not None}},
+            },
+        },
+    )
+    _report_tool(tool_entry(wire, found.slug), wire["info"]["signature"], as_json=as_json)
+
+
+def _report_tool(tool: ToolEntry, signature: str, *, as_json: bool) -> None:
+    if wants_json(as_json):
+        print_json(as_dict(tool))
+    else:
+        print_text(signature)
+    say(f"Added {tool.name} ({tool.id}) to {tool.tool_set}.")
+
+
+def _content(text: str | None) -> str | None:
+    """The text itself, or of the file that it names with @."""
+    if text is None or not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise CommandFailed(f"{text[1:]} cannot be read: {error}.", _WRONG) from None
+
+
+def _derived_schema(
+    path: str, query: str | None, headers: dict[str, str], body: str | None, content_type: str
+) -> dict[str, Any]:
+    """A schema with the variables of these templates: text, or an object where only its members are used."""
+    in_path = _compiled("--path", lambda: PathTemplate.compile(path).parts)
+    others: list[Any] = [part for value in headers.values() for part in TextTemplate.compile(value).parts]
+    if query is not None:
+        pairs_ = _compiled("--query", lambda: QueryTemplate.compile(query).pairs)
+        others += [part for _, template in pairs_ for part in template.parts]
+    if body is not None:
+        template = _compiled("--body-template", lambda: BodyTemplate.compile(body, content_type))
+        others += template.parts
+        if template.form is not None:
+            others += [part for _, value in template.form.pairs for part in value.parts]
+    variables = [part for part in (*in_path, *others) if isinstance(part, Variable)]
+    properties = {v.path[0]: {"type": "object" if len(v.path) > 1 else "string"} for v in variables}
+    required = list(dict.fromkeys(part.path[0] for part in in_path if isinstance(part, Variable)))
+    return {"type": "object", "properties": properties, **({"required": required} if required else {})}
+
+
+def _compiled(option: str, compiles: Callable[[], Any]) -> Any:
+    try:
+        return compiles()
+    except (TemplateError, json.JSONDecodeError) as error:
+        raise CommandFailed(f"{option}: {error}.", _WRONG) from None
