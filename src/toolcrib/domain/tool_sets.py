@@ -1,16 +1,12 @@
 """Tool sets: where tools come from (an HTTP API, an MCP server, or nothing but themselves), and their sync events.
 
-Header values and the environment of a command are secrets: sealed in the row, shown only to who may write them, and
-hidden behind `MASK` for everyone else. Writing `MASK` back keeps what is stored. Each change of an adapter raises
-`revision`; work begun for an older revision is void.
+Each change of an adapter raises `revision`; work begun for an older revision is void.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,59 +15,20 @@ from toolcrib.core.db import ReadTx, Row, Tx
 from toolcrib.core.ids import new_id
 from toolcrib.core.paging import Order, Page, decode_cursor, encode_cursor, page_size
 from toolcrib.core.vault import Vault
+from toolcrib.domain.adapters import Adapter, check_adapter, open_adapter, split_secrets, unmask
 from toolcrib.domain.names import slug_of
-from toolcrib.domain.tool_filters import Approvals, ToolFilter, check_filter
 from toolcrib.errors import Conflict, Invalid, NotFound
 from toolcrib.queue.queue import enqueue
 
 T = TypeVar("T")
-MASK = "********"
+
 CATALOG_NEWS = "catalog"
 SYNC_JOB = "tool_set.sync"
-Transport = Literal["auto", "http", "sse", "stdio"]
+
 
 _MAX_NAME = 255
 _MAX_TEXT = 20_000
 _MAX_LABELS = 64
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWN_HEADERS = frozenset(  # set by the HTTP client itself, or about one hop only
-    [
-        "host",
-        "content-length",
-        "connection",
-        "transfer-encoding",
-        "upgrade",
-        "te",
-        "trailer",
-        "keep-alive",
-    ]
-)
-
-
-class HttpAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An HTTP API: tools add their path to `base_url` and their headers to `headers`."""
-
-    base_url: str | None = None
-    headers: dict[str, str] = {}
-
-
-class McpAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An MCP server behind a URL (streamable HTTP or SSE), or a command that speaks MCP on its standard streams."""
-
-    url: str | None = None
-    transport: Transport = "auto"
-    headers: dict[str, str] = {}
-    command: str | None = None
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    cwd: str | None = None
-    include: ToolFilter | None = None
-    exclude: ToolFilter | None = None
-    approvals: Approvals | None = None
-
-
-Adapter = HttpAdapter | McpAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,136 +127,11 @@ def check_identity(name: str, external_id: str | None, labels: Mapping[str, str]
             )
 
 
-def check_url(url: str, field: str) -> None:
-    """Raise Invalid unless `url` is an absolute http(s) URL without sign-in data or fragment."""
-    try:
-        parts = urlsplit(url)
-        problem = (
-            "is not an absolute http or https URL"
-            if parts.scheme not in {"http", "https"} or not parts.hostname
-            else "carries a user name or password; put credentials into headers"
-            if parts.username is not None or parts.password is not None
-            else "has a fragment"
-            if parts.fragment
-            else "has characters that no URL has"
-            if len(url) > 2048 or any(ord(c) <= 32 or ord(c) == 127 for c in url) or "\\" in url
-            else None
-        )
-        _ = parts.port
-    except ValueError:
-        problem = "is not a URL"
-    if problem:
-        raise Invalid("url.invalid", f"The URL {problem}.", field=field)
-
-
-def check_headers(headers: Mapping[str, str], field: str) -> None:
-    """Raise Invalid for a header that cannot or must not be sent."""
-    if len(headers) > 100:
-        raise Invalid("headers.too_many", "At most 100 headers.", field=field)
-    for name, value in headers.items():
-        if not _HEADER.fullmatch(name):
-            raise Invalid("headers.name_invalid", f"{name!r} is not a header name.", field=f"{field}.{name}")
-        if name.lower() in _OWN_HEADERS:
-            raise Invalid("headers.reserved", f"The header {name} is set by Toolcrib itself.", field=f"{field}.{name}")
-        if any((ord(c) < 32 and c != "\t") or ord(c) == 127 or ord(c) > 255 for c in value) or len(value) > 8192:
-            raise Invalid(
-                "headers.value_invalid",
-                "A header value is one line of at most 8192 characters.",
-                field=f"{field}.{name}",
-            )
-
-
 def _check_draft(actor: Actor, draft: ToolSetDraft, *, commands: bool) -> None:
     check_identity(draft.name, draft.external_id, draft.labels)
     if draft.description is not None and len(draft.description) > _MAX_TEXT:
         raise Invalid("description.too_long", f"At most {_MAX_TEXT} characters.", field="spec.description")
-    if isinstance(draft.adapter, HttpAdapter):
-        if draft.adapter.base_url is not None:
-            check_url(draft.adapter.base_url, "spec.adapter.http.baseUrl")
-            if "?" in draft.adapter.base_url:
-                raise Invalid("url.invalid", "The base URL has a query.", field="spec.adapter.http.baseUrl")
-        check_headers(draft.adapter.headers, "spec.adapter.http.headers")
-    elif isinstance(draft.adapter, McpAdapter):
-        _check_mcp(actor, draft.adapter, commands=commands)
-
-
-def _check_mcp(actor: Actor, adapter: McpAdapter, *, commands: bool) -> None:
-    at = "spec.adapter.mcp"
-    if (adapter.url is None) == (adapter.command is None):
-        raise Invalid("mcp.target", "An MCP adapter needs a url, or a command to run, and not both.", field=f"{at}.url")
-    if adapter.command is not None:
-        actor.must("commands:write")
-        if not commands:
-            raise Invalid("mcp.stdio_off", "This server does not run commands (TOOLCRIB_STDIO).", field=f"{at}.command")
-        texts = (adapter.command, *adapter.args, *adapter.env.values(), adapter.cwd or "")
-        if not adapter.command.strip() or any("\0" in text for text in texts):
-            raise Invalid("mcp.command_invalid", "The command is empty or has NUL characters.", field=f"{at}.command")
-        if sum(map(len, texts)) > 100_000:
-            raise Invalid("mcp.command_long", "The command is longer than 100,000 characters.", field=f"{at}.args")
-        if bad := next((name for name in adapter.env if not _ENV.fullmatch(name)), None):
-            raise Invalid("mcp.env_invalid", f"{bad!r} is not a variable name.", field=f"{at}.env")
-    elif adapter.url is not None:
-        if adapter.transport == "stdio":
-            raise Invalid("mcp.transport", "The transport stdio needs a command, not a url.", field=f"{at}.transport")
-        check_url(adapter.url, f"{at}.url")
-    check_headers(adapter.headers, f"{at}.headers")
-    check_filter(adapter.include, f"{at}.includeTools")
-    check_filter(adapter.exclude, f"{at}.excludeTools")
-    if adapter.approvals:
-        check_filter(adapter.approvals.only, f"{at}.toolApprovals.only")
-
-
-# ---- secrets -------------------------------------------------------------------------------------------------------
-
-
-class _Secrets(msgspec.Struct, omit_defaults=True):
-    headers: dict[str, str] = {}
-    env: dict[str, str] = {}
-
-
-def _split(adapter: Adapter | None) -> tuple[str | None, dict[str, Any], _Secrets]:
-    """Kind, what may be shown, and what may not."""
-    if adapter is None:
-        return None, {}, _Secrets()
-    shown: dict[str, Any] = msgspec.to_builtins(adapter)
-    secrets = _Secrets(shown.pop("headers", {}), shown.pop("env", {}))
-    return ("http" if isinstance(adapter, HttpAdapter) else "mcp"), shown, secrets
-
-
-def open_adapter(row: Row, vault: Vault, *, reveal: bool) -> Adapter | None:
-    """The adapter of a `tool_set` row; with `reveal` False its secrets are masked."""
-    if row["kind"] is None:
-        return None
-    secrets = _Secrets()
-    if row["sealed"] is not None:
-        secrets = msgspec.json.decode(vault.open(row["sealed"], row["id"]), type=_Secrets)
-    if not reveal:
-        secrets = _Secrets(dict.fromkeys(secrets.headers, MASK), dict.fromkeys(secrets.env, MASK))
-    shown = {**row["config"], "headers": secrets.headers}
-    if row["kind"] == "http":
-        return msgspec.convert(shown, HttpAdapter)
-    return msgspec.convert({**shown, "env": secrets.env}, McpAdapter)
-
-
-def _unmask(new: Adapter | None, old: Adapter | None) -> Adapter | None:
-    """The new adapter with every masked secret taken from the old one."""
-    if new is None:
-        return None
-    at = "spec.adapter.http.headers" if isinstance(new, HttpAdapter) else "spec.adapter.mcp.headers"
-    kept = msgspec.structs.replace(new, headers=_keep(new.headers, old.headers if old else {}, at))
-    if isinstance(kept, McpAdapter):
-        old_env = old.env if isinstance(old, McpAdapter) else {}
-        kept = msgspec.structs.replace(kept, env=_keep(kept.env, old_env, "spec.adapter.mcp.env"))
-    return kept
-
-
-def _keep(new: dict[str, str], old: dict[str, str], field: str) -> dict[str, str]:
-    for name, value in new.items():
-        if value == MASK and name not in old:
-            raise Invalid(
-                "secret.masked", f"{name} has no stored value that the mask could stand for.", field=f"{field}.{name}"
-            )
-    return {name: old[name] if value == MASK else value for name, value in new.items()}
+    check_adapter(actor, draft.adapter, commands=commands)
 
 
 # ---- verbs ---------------------------------------------------------------------------------------------------------
@@ -322,12 +154,12 @@ async def create_tool_set(tx: Tx, actor: Actor, *, vault: Vault, draft: ToolSetD
     """
     actor.must("tool_sets:write")
     _check_draft(actor, draft, commands=commands)
-    draft = replace(draft, name=draft.name.strip(), adapter=_unmask(draft.adapter, None))
+    draft = replace(draft, name=draft.name.strip(), adapter=unmask(draft.adapter, None))
     await lock_names(tx, actor)
     await _check_external_id(tx, actor, draft.external_id)
     taken = {r["slug"] for r in await tx.fetch("SELECT slug FROM tool_set WHERE workspace_id = $1", actor.workspace_id)}
     tool_set_id = new_id("toolset")
-    kind, config, secrets = _split(draft.adapter)
+    kind, config, secrets = split_secrets(draft.adapter)
     await tx.execute(
         "INSERT INTO tool_set (id, workspace_id, created_by, name, slug, external_id, labels, description, kind,"
         " config, sealed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
@@ -414,11 +246,11 @@ async def update_tool_set(
     adapter_changed = after.adapter != before.adapter
     # a command that stands already may stay when only the name changes, even for those who may not set one
     _check_draft(actor, after if adapter_changed else replace(after, adapter=None), commands=commands)
-    after = replace(after, name=after.name.strip(), adapter=_unmask(after.adapter, before.adapter))
+    after = replace(after, name=after.name.strip(), adapter=unmask(after.adapter, before.adapter))
     if after.external_id != before.external_id:
         await lock_names(tx, actor)
         await _check_external_id(tx, actor, after.external_id)
-    kind, config, secrets = _split(after.adapter)
+    kind, config, secrets = split_secrets(after.adapter)
     await tx.execute(
         "UPDATE tool_set SET name = $2, external_id = $3, labels = $4, description = $5, kind = $6, config = $7,"
         " sealed = $8, revision = revision + $9, updated_at = now() WHERE id = $1",

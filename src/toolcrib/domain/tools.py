@@ -17,14 +17,13 @@ from toolcrib.core.db import ReadTx, Row, Tx
 from toolcrib.core.ids import new_id
 from toolcrib.core.paging import Order, Page
 from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TemplateError
+from toolcrib.domain.adapters import McpAdapter, check_headers
 from toolcrib.domain.names import call_name, local_name
 from toolcrib.domain.tool_filters import needs_approval, offered
 from toolcrib.domain.tool_sets import (
     CATALOG_NEWS,
     Identity,
-    McpAdapter,
     add_event,
-    check_headers,
     check_identity,
     fetch_page,
     identity_of,
@@ -365,46 +364,18 @@ async def store_synced_tools(
     names = await _Names.load(tx, actor, tool_set)
     rows = await tx.fetch("SELECT * FROM tool WHERE tool_set_id = $1 AND origin = 'sync'", tool_set_id)
     known = {row["config"]["tool_name"]: row for row in rows}
-    inserts, updates, offered_count = [], [], 0
+    inserts: list[tuple[object, ...]] = []
+    updates: list[tuple[object, ...]] = []
+    offered_count = 0
     for tool in tools:
-        facts = {"name": tool.name, "title": tool.title or "", "description": tool.description}
-        status = "available" if offered(adapter.include, adapter.exclude, **facts) else "filtered"
-        approval = needs_approval(adapter.approvals, **facts)
         row = known.pop(tool.name, None)
-        if row is not None:
-            status, approval = (
-                row["pinned_status"] or status,
-                approval if row["pinned_approval"] is None else row["pinned_approval"],
-            )
-        offered_count += status == "available"
-        values = (
-            tool.name,
-            tool.title,
-            tool.description,
-            tool.parameters,
-            tool.output_schema,
-            tool.annotations,
-            tool.meta,
-            msgspec.to_builtins(McpConfig(tool.name, tool.title, tool.description or None)),
-            status,
-            approval,
-        )
+        values = _synced_values(tool, adapter, row)
+        offered_count += values[-2] == "available"
         if row is None:
-            local, call = names.give(tool.name)
-            inserts.append((new_id("tool"), actor.workspace_id, tool_set_id, actor.principal_id, local, call, *values))
+            inserts.append((new_id("tool"), *names.give(tool.name), *values))
         elif any(row[column] != value for column, value in zip(_SYNCED, values, strict=True)):
             updates.append((row["id"], *values))
-    columns = ", ".join(_SYNCED)
-    await tx.executemany(
-        f"INSERT INTO tool (id, workspace_id, tool_set_id, created_by, origin, local_name, call_name, {columns})"
-        " VALUES ($1, $2, $3, $4, 'sync', $5, $6, " + ", ".join(f"${i}" for i in range(7, 7 + len(_SYNCED))) + ")",
-        inserts,
-    )
-    await tx.executemany(
-        "UPDATE tool SET " + ", ".join(f"{c} = ${i}" for i, c in enumerate(_SYNCED, 2)) + ", updated_at = now()"
-        " WHERE id = $1",
-        updates,
-    )
+    await _write_synced(tx, actor, tool_set_id, inserts, updates)
     gone = [row["id"] for row in known.values() if row["status"] != "archived"]
     await tx.execute("UPDATE tool SET status = 'archived', updated_at = now() WHERE id = ANY($1)", gone)
     await tx.execute("UPDATE tool_set SET last_sync_at = now() WHERE id = $1", tool_set_id)
@@ -414,16 +385,41 @@ async def store_synced_tools(
     )
     if problems:
         message += f"; left out: {' '.join(problems[:5])}"
-    await add_event(
-        tx,
-        actor,
-        tool_set_id=tool_set_id,
-        kind="sync_completed",
-        payload={"message": message, "tools_synced": len(tools)},
-    )
+    payload = {"message": message, "tools_synced": len(tools)}
+    await add_event(tx, actor, tool_set_id=tool_set_id, kind="sync_completed", payload=payload)
     if inserts or updates or gone:
         await tx.publish(CATALOG_NEWS, actor.workspace_id)
     return True
+
+
+def _synced_values(tool: UpstreamTool, adapter: McpAdapter, row: Row | None) -> tuple[Any, ...]:
+    """The columns `_SYNCED` of a tool as its server describes it, with what somebody pinned by hand."""
+    facts = {"name": tool.name, "title": tool.title or "", "description": tool.description}
+    status = "available" if offered(adapter.include, adapter.exclude, **facts) else "filtered"
+    approval = needs_approval(adapter.approvals, **facts)
+    if row is not None:
+        status = row["pinned_status"] or status
+        approval = approval if row["pinned_approval"] is None else row["pinned_approval"]
+    config = msgspec.to_builtins(McpConfig(tool.name, tool.title, tool.description or None))
+    schemas = (tool.parameters, tool.output_schema, tool.annotations, tool.meta)
+    return (tool.name, tool.title, tool.description, *schemas, config, status, approval)
+
+
+async def _write_synced(
+    tx: Tx, actor: Actor, tool_set_id: str, inserts: list[tuple[object, ...]], updates: list[tuple[object, ...]]
+) -> None:
+    same = (actor.workspace_id, tool_set_id, actor.principal_id)
+    columns = ", ".join(_SYNCED)
+    await tx.executemany(
+        f"INSERT INTO tool (workspace_id, tool_set_id, created_by, origin, id, local_name, call_name, {columns})"
+        f" VALUES ($1, $2, $3, 'sync', {', '.join(f'${i}' for i in range(4, 7 + len(_SYNCED)))})",
+        [(*same, *values) for values in inserts],
+    )
+    await tx.executemany(
+        f"UPDATE tool SET {', '.join(f'{c} = ${i}' for i, c in enumerate(_SYNCED, 2))}, updated_at = now()"
+        " WHERE id = $1",
+        updates,
+    )
 
 
 _SYNCED = (

@@ -22,8 +22,8 @@ from toolcrib.core.auth import Actor
 from toolcrib.core.http import OutboundClient
 from toolcrib.core.log import hide_secrets
 from toolcrib.core.template import TemplateError
+from toolcrib.domain.adapters import HttpAdapter
 from toolcrib.domain.audit import Outcome
-from toolcrib.domain.tool_sets import HttpAdapter
 from toolcrib.domain.tools import HttpConfig, McpConfig
 from toolcrib.errors import AppError, Forbidden, Invalid, NotFound, Unavailable, Upstream
 from toolcrib.gateway.audit_writer import AuditRow, AuditWriter, now, shown_arguments

@@ -17,7 +17,8 @@ import structlog
 from toolcrib.core.bus import RESYNC
 from toolcrib.core.db import Database, Row
 from toolcrib.core.vault import SealBroken, Vault
-from toolcrib.domain.tool_sets import CATALOG_NEWS, HttpAdapter, McpAdapter, open_adapter
+from toolcrib.domain.adapters import HttpAdapter, McpAdapter, open_adapter
+from toolcrib.domain.tool_sets import CATALOG_NEWS
 from toolcrib.domain.tools import HttpConfig, McpConfig, ToolConfig, compile_schema
 from toolcrib.gateway.mcp_client.contract import McpEndpoint
 

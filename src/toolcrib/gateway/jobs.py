@@ -13,7 +13,7 @@ from toolcrib.core.db import Database
 from toolcrib.core.vault import SealBroken, Vault
 from toolcrib.domain import audit, tool_sets
 from toolcrib.domain.access import find_system_actor
-from toolcrib.domain.tool_sets import McpAdapter
+from toolcrib.domain.adapters import McpAdapter, open_adapter
 from toolcrib.domain.tools import UpstreamTool, store_synced_tools
 from toolcrib.errors import AppError, NotFound, Upstream
 from toolcrib.gateway.catalog import endpoint_of
@@ -81,7 +81,7 @@ async def sync_tool_set(context: WorkContext, claimed: ClaimedJob) -> dict[str, 
 
 async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: Any) -> dict[str, Any]:
     try:
-        adapter = tool_sets.open_adapter(row, context.vault, reveal=True)
+        adapter = open_adapter(row, context.vault, reveal=True)
     except SealBroken as error:
         raise Upstream("tool_set.broken", f"The secrets of this tool set cannot be opened: {error}.") from None
     if not isinstance(adapter, McpAdapter):

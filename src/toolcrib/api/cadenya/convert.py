@@ -14,17 +14,9 @@ from toolcrib.api.cadenya.wire import (
 )
 from toolcrib.core.auth import Actor
 from toolcrib.core.paging import Page
+from toolcrib.domain.adapters import Adapter, HttpAdapter, McpAdapter
 from toolcrib.domain.tool_filters import Approvals, Matcher, ToolFilter
-from toolcrib.domain.tool_sets import (
-    Adapter,
-    HttpAdapter,
-    Identity,
-    McpAdapter,
-    Profile,
-    ToolSet,
-    ToolSetDraft,
-    ToolSetEvent,
-)
+from toolcrib.domain.tool_sets import Identity, Profile, ToolSet, ToolSetDraft, ToolSetEvent
 from toolcrib.domain.tools import HttpConfig, McpConfig, Status, Tool, ToolConfig, ToolDraft
 from toolcrib.errors import Invalid
 

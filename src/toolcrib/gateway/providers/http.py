@@ -10,7 +10,7 @@ import orjson
 
 from toolcrib.core.http import OutboundClient, OutboundResponse
 from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TextTemplate, query_of
-from toolcrib.domain.tool_sets import HttpAdapter
+from toolcrib.domain.adapters import HttpAdapter
 from toolcrib.domain.tools import WITH_BODY, HttpConfig
 from toolcrib.errors import Invalid
 
