@@ -1,20 +1,76 @@
-"""The command line's root: every command is added here."""
+"""The command line's root: every command is listed here, and its module is loaded when it is asked for.
+
+So `toolcrib --help` and short commands start fast; the web framework is loaded by the commands that serve.
+"""
+
+import importlib
+import sys
+from typing import Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from toolcrib import __version__
-from toolcrib.cli.server import serve, up, worker
+from toolcrib.cli.failure import CommandFailed, tell
+
+
+class _Entry(NamedTuple):
+    """Where a command is: a function, or a Typer with commands of its own; and what the list says of it."""
+
+    module: str
+    attribute: str
+    panel: str
+    summary: str
+
+
+COMMANDS = {
+    "up": _Entry("server", "up", "Run", "Start everything: PostgreSQL, migrations, web, worker and keeper."),
+    "serve": _Entry("server", "serve", "Run", "Run the web server alone (MCP and REST)."),
+    "worker": _Entry("server", "worker", "Run", "Run a worker and a keeper alone."),
+    "check": _Entry("check", "check", "Run", "Look at settings and surroundings, and say what is wrong."),
+    "tools": _Entry("tools", "app", "Use", "Add, see, call, sync and remove tools."),
+    "audit": _Entry("audit", "audit", "Use", "Show which tools were called, by whom, with which outcome."),
+    "key": _Entry("keys", "app", "Use", "Make, list and revoke API keys."),
+    "mcp-config": _Entry("mcp_config", "mcp_config", "Use", "Print the configuration that gives an MCP client the tools."),
+}
+
+
+class _Root(TyperGroup):
+    """Shows stand-ins in the list of commands and loads the real one to run it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, entry in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the arguments name."""
+        name, found, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name and found else found, rest
+
+
+def _load(name: str) -> Any:
+    entry = COMMANDS[name]
+    found = getattr(importlib.import_module(f"toolcrib.cli.{entry.module}"), entry.attribute)
+    if isinstance(found, typer.Typer):
+        found.pretty_exceptions_show_locals = False
+        group = typer.main.get_group(found)
+        group.name = name
+        return group
+    single = typer.Typer(add_completion=False)
+    single.command(name)(found)
+    return typer.main.get_command(single)
+
 
 app = typer.Typer(
     name="toolcrib",
-    help="Toolcrib: issue tools to AI agents, govern what they do, and account for it.",
+    cls=_Root,
+    help="Toolcrib: issue tools to AI agents, govern what they do, and account for it.\n\nExamples:\n    toolcrib up\n"
+    "    toolcrib tools add https://mcp.deepwiki.com/mcp\n    toolcrib mcp-config cursor",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(up)
-app.command()(serve)
-app.command()(worker)
 
 
 def _version(value: bool) -> None:
@@ -32,4 +88,8 @@ def _root(
 
 def main() -> None:
     """The entry point."""
-    app()
+    try:
+        app()
+    except CommandFailed as error:
+        tell(error)
+        sys.exit(error.code)

@@ -9,14 +9,13 @@ REFUSED = 5
 
 
 class CommandFailed(Exception):
-    """A command cannot go on; the message says why and how to mend it."""
+    """A command cannot go on; the message says why and how to mend it. `main` turns it into words and an exit code."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
         self.code = code
 
 
-def fail(error: CommandFailed) -> "typer.Exit":
-    """Say why on standard error; raise the result."""
+def tell(error: CommandFailed) -> None:
+    """Say on standard error why a command cannot go on."""
     typer.secho(f"toolcrib: {error}", err=True, fg="red")
-    return typer.Exit(error.code)

@@ -12,14 +12,14 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from toolcrib.cli.failure import CommandFailed
-from toolcrib.cli.first_start import keep_and_print
+from toolcrib.cli.first_start import keep_cli_key, print_first_start
 from toolcrib.cli.loop import run
 from toolcrib.cli.options import Data, Json, load_settings
 from toolcrib.cli.output import print_json, print_panel, print_table, say, waiting, wants_json
 from toolcrib.core.auth import ALL, SCOPES, Actor
 from toolcrib.core.db import Database, ReadTx
 from toolcrib.core.log import configure_logging
-from toolcrib.core.postgres import was_made
+from toolcrib.core.postgres import PostgresError, cluster_of
 from toolcrib.domain.access import ApiKey, create_api_key, find_admin, list_api_keys, revoke_api_key
 from toolcrib.installation import open_installation
 from toolcrib.settings import Settings
@@ -174,7 +174,11 @@ def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]])
     Raises:
         CommandFailed: no installation was made here yet; only a server makes one.
     """
-    if settings.database_url is None and not was_made(settings.data):
+    try:
+        made = settings.database_url is not None or cluster_of(settings.data) is not None
+    except PostgresError as error:
+        raise CommandFailed(str(error)) from None
+    if not made:
         raise CommandFailed(
             f"There is no installation in {settings.data}. `toolcrib up` makes one; --data names another folder."
         )
@@ -183,7 +187,8 @@ def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]])
     async def opened() -> T:
         with waiting("Opening the database ..."):
             async with open_installation(settings, pool_size=2) as ready:
-                keep_and_print(settings, ready, url=None)
+                keep_cli_key(settings, ready, url=None)
+                print_first_start(ready)
                 return await work(ready.database)
 
     return run(opened)

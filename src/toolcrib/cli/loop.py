@@ -7,7 +7,7 @@ from typing import TypeVar
 import typer
 import uvloop
 
-from toolcrib.cli.failure import CommandFailed, fail
+from toolcrib.cli.failure import CommandFailed
 from toolcrib.errors import AppError
 from toolcrib.installation import NotReady
 
@@ -15,7 +15,11 @@ T = TypeVar("T")
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
-    """The result of `work()`; a failure that people can mend ends the command."""
+    """The result of `work()`.
+
+    Raises:
+        CommandFailed: it failed in a way that people can mend.
+    """
 
     async def main() -> T:
         return await work()
@@ -23,11 +27,9 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main())
-    except CommandFailed as error:
-        raise fail(error) from None
     except NotReady as error:
-        raise fail(CommandFailed(str(error))) from None
+        raise CommandFailed(str(error)) from None
     except AppError as error:
-        raise fail(CommandFailed(error.message)) from None
+        raise CommandFailed(error.message) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

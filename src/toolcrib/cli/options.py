@@ -13,7 +13,7 @@ _SERVER = "Server"
 
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Data folder. [TOOLCRIB_DATA]", show_default=False, rich_help_panel=_SERVER),
+    typer.Option("--data", help="Data folder. [TOOLCRIB_DATA]", show_default=False),
 ]
 Url = Annotated[
     str | None,

@@ -1,31 +1,30 @@
 """`toolcrib up`, `serve` and `worker`."""
 
-import asyncio
 import fcntl
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import uvloop
-from pydantic import ValidationError
 from rich.console import Console
 from rich.panel import Panel
 
 from toolcrib import __version__
-from toolcrib.cli.failure import HELD, CommandFailed, fail
+from toolcrib.cli.failure import HELD, CommandFailed
+from toolcrib.cli.first_start import keep_cli_key, print_first_start
+from toolcrib.cli.loop import run
+from toolcrib.cli.options import Data, load_settings
 from toolcrib.cli.running import listen, running
-from toolcrib.cli.sign_in_file import save_cli_key, save_cli_url
+from toolcrib.cli.sign_in_file import save_cli_url
 from toolcrib.core.files import read_private, write_private
 from toolcrib.core.log import configure_logging
 from toolcrib.installation import NotReady, Ready, make_data_folder, open_installation
 from toolcrib.settings import Settings
 from toolcrib.wiring import open_parts, start_tracing
 
-Data = Annotated[Path | None, typer.Option("--data", help="Data folder. [TOOLCRIB_DATA]", show_default=False)]
 Host = Annotated[
     str | None, typer.Option("--host", help="Address to listen on. [TOOLCRIB_HOST, 127.0.0.1]", show_default=False)
 ]
@@ -34,36 +33,6 @@ Port = Annotated[
 ]
 
 _console = Console(stderr=True)
-
-
-def load_settings(**options: Any) -> Settings:
-    """The settings with the options that were given on top.
-
-    Raises:
-        CommandFailed: a setting is wrong; names it.
-    """
-    try:
-        return Settings(**{name: value for name, value in options.items() if value is not None})
-    except ValidationError as error:
-        lines = [f"TOOLCRIB_{'_'.join(map(str, e['loc'][:1])).upper()}: {e['msg']}" for e in error.errors()]
-        raise CommandFailed("the settings cannot be used:\n  " + "\n  ".join(lines)) from None
-
-
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    """Run a command's work to its end, and turn its failure into words and an exit code."""
-
-    async def main() -> None:
-        await work()
-
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-    except CommandFailed as error:
-        raise fail(error) from None
-    except NotReady as error:
-        raise fail(CommandFailed(str(error))) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 def up(
@@ -77,11 +46,12 @@ def up(
     """Start everything: PostgreSQL (unless TOOLCRIB_DATABASE_URL is set), migrations, web, worker and keeper.
 
     Ctrl-C stops all of it. The first start prints the administrator's e-mail, password and API key, once.
+
+    Examples:
+        toolcrib up
+        toolcrib up --data ./data --port 9000
     """
-    try:
-        settings = load_settings(data=data, host=host, port=port)
-    except CommandFailed as error:
-        raise fail(error) from None
+    settings = load_settings(data=data, host=host, port=port)
     configure_logging(settings.log_level, settings.log_style)
     start_tracing(settings)
     run(lambda: _up(settings, as_json=as_json))
@@ -103,10 +73,8 @@ async def _up(settings: Settings, *, as_json: bool) -> None:
                 ):
                     url = served.url or ""
                     hold(url)
-                    if ready.first_start:
-                        save_cli_key(settings.data, url, ready.first_start.cli_key)
-                    else:
-                        save_cli_url(settings.data, url)
+                    keep_cli_key(settings, ready, url)
+                    save_cli_url(settings.data, url)
                     status.stop()
                     _announce(settings, ready, url, as_json=as_json)
                     await served.stop.wait()
@@ -114,12 +82,20 @@ async def _up(settings: Settings, *, as_json: bool) -> None:
 
 
 def serve(data: Data = None, host: Host = None, port: Port = None) -> None:
-    """Run the web server alone (MCP and REST); run as many as you like against one TOOLCRIB_DATABASE_URL."""
+    """Run the web server alone (MCP and REST); run as many as you like against one TOOLCRIB_DATABASE_URL.
+
+    Examples:
+        TOOLCRIB_DATABASE_URL=postgresql://toolcrib@db/toolcrib toolcrib serve --host 0.0.0.0
+    """
     _alone(data, host, port, web=True)
 
 
 def worker(data: Data = None) -> None:
-    """Run a worker and a keeper alone; run as many as you like against one TOOLCRIB_DATABASE_URL."""
+    """Run a worker and a keeper alone; run as many as you like against one TOOLCRIB_DATABASE_URL.
+
+    Examples:
+        TOOLCRIB_DATABASE_URL=postgresql://toolcrib@db/toolcrib toolcrib worker
+    """
     _alone(data, None, None, web=False)
 
 
@@ -131,16 +107,13 @@ def _alone(data: Path | None, host: str | None, port: int | None, *, web: bool) 
             open_parts(settings, ready.database, ready.vault) as parts,
             running(ready, parts, sock=sock, work=not web) as served,
         ):
-            if ready.first_start:
-                _print_first_start(ready)
+            keep_cli_key(settings, ready, served.url)
+            print_first_start(ready)
             what = f"web server at {served.url}, MCP at {served.url}/mcp" if web else "worker and keeper"
             _console.print(f"Toolcrib {__version__}: {what}. Ctrl-C stops it.")
             await served.stop.wait()
 
-    try:
-        settings = load_settings(data=data, host=host, port=port)
-    except CommandFailed as error:
-        raise fail(error) from None
+    settings = load_settings(data=data, host=host, port=port)
     configure_logging(settings.log_level, settings.log_style)
     start_tracing(settings)
     run(work)
@@ -190,16 +163,5 @@ def _announce(settings: Settings, ready: Ready, url: str, *, as_json: bool) -> N
         f"Data   {settings.data}\n       {database}\n\nCtrl-C stops everything."
     )
     _console.print(Panel(text, title=f"Toolcrib {__version__} is up", expand=False, border_style="green"))
-    if ready.first_start and not as_json:
-        _print_first_start(ready)
-
-
-def _print_first_start(ready: Ready) -> None:
-    first = ready.first_start
-    if first is None:
-        return
-    text = (
-        f"E-mail    {ready.installation.admin_email}\nPassword  {first.admin_password}\nAPI key   {first.api_key}\n"
-        f"Workspace {ready.installation.workspace_id}\n\nShown this once. `toolcrib key create` makes more keys."
-    )
-    _console.print(Panel(text, title="First start: keep these", expand=False, border_style="yellow"), soft_wrap=True)
+    if not as_json:
+        print_first_start(ready)

@@ -26,8 +26,8 @@ def read_sign_in(data: Path) -> SignInFile:
     return SignInFile(values.get("url"), values.get("api_key"))
 
 
-def save_cli_key(data: Path, url: str, api_key: str) -> None:
-    """Keep a key and the URL it is for."""
+def save_cli_key(data: Path, url: str | None, api_key: str) -> None:
+    """Keep a key and the URL it is for, if that is known already."""
     write_private(data / _FILE, json.dumps({"url": url, "api_key": api_key}))
 
 

@@ -29,6 +29,7 @@ from toolcrib.core.postgres_home import (
     PORT,
     Home,
     PostgresError,
+    cluster_of,
     is_cluster,
     own,
     remember_made,
@@ -37,7 +38,7 @@ from toolcrib.core.postgres_home import (
     wheel_bin_dir,
 )
 
-__all__ = ["EmbeddedPostgres", "PostgresError", "wheel_bin_dir"]
+__all__ = ["EmbeddedPostgres", "PostgresError", "cluster_of", "find_running", "wheel_bin_dir"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -202,13 +203,8 @@ class EmbeddedPostgres:
             await self._pause(0.02)
 
     async def _attach(self, cluster: Path) -> bool:
-        found = _read_pid_file(cluster)
-        if found is None or not found.ready or not found.folder:
-            return False
-        dsn = _dsn(Path(found.folder), found.port)
-        try:
-            await _connect_and_leave(dsn)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        dsn = await _running(cluster)
+        if dsn is None:
             return False
         self._dsn = dsn
         return True
@@ -329,6 +325,28 @@ class EmbeddedPostgres:
             lines = log.read(100_000).decode(errors="replace").splitlines()
         serious = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "ERROR", "postgres:"))]
         return "; ".join(serious or lines[-3:])[-1000:]
+
+
+async def find_running(data_dir: Path) -> str | None:
+    """The DSN of the server that runs on a data folder, or None; starts and changes nothing.
+
+    Raises:
+        PostgresError: as `cluster_of`.
+    """
+    cluster = cluster_of(data_dir.absolute())
+    return None if cluster is None else await _running(cluster)
+
+
+async def _running(cluster: Path) -> str | None:
+    found = _read_pid_file(cluster)
+    if found is None or not found.ready or not found.folder:
+        return None
+    dsn = _dsn(Path(found.folder), found.port)
+    try:
+        await _connect_and_leave(dsn)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return None
+    return dsn
 
 
 def _create_cluster(home: Home, lock: int) -> None:

@@ -135,6 +135,20 @@ def settle(data_dir: Path, bin_dir: Path | None) -> Home:
     return Home(cluster, account, usable, major)
 
 
+def cluster_of(data_dir: Path) -> Path | None:
+    """The cluster that was made for a data folder, or None; changes nothing.
+
+    Raises:
+        PostgresError: it stood elsewhere and is gone, or this user may not look.
+    """
+    pointer = data_dir / _POINTER
+    try:
+        cluster = _pointed_at(pointer) if pointer.exists() else data_dir / "postgres"
+        return cluster if is_cluster(cluster) else None
+    except PermissionError as error:
+        raise PostgresError(f"{error.filename or data_dir} belongs to another user") from error
+
+
 def remember_made(data_dir: Path) -> None:
     """Note that a cluster that stands elsewhere has been made, so that its loss is noticed."""
     pointer = data_dir / _POINTER
