@@ -12,6 +12,7 @@ import httpx
 
 from toolcrib.cli.running import listen, running
 from toolcrib.core.ids import new_id
+from toolcrib.core.log import configure_logging
 from toolcrib.domain import access
 from toolcrib.installation import open_installation
 from toolcrib.settings import Settings
@@ -118,6 +119,7 @@ async def crib_on(database_url: str, data: Path, **settings: Any) -> AsyncIterat
     """Run the shipped server against a database."""
     values = {"data": data, "database_url": database_url, "port": 0, "host": "127.0.0.1", **settings}
     chosen = Settings(**values)
+    configure_logging("warning", "json")
     sock = listen(chosen.host, chosen.port)
     with sock:
         async with (

@@ -21,7 +21,7 @@ def test_every_setting_is_documented_with_its_description(name: str) -> None:
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
-    documented = {name.lower() for name in re.findall(r"^\| `TOOLCRIB_([A-Z_]+)`", SETTINGS, re.M)}
+    documented = {name.lower() for name in re.findall(r"^\| `TOOLCRIB_([A-Z_]+)`", SETTINGS, re.MULTILINE)}
     assert documented == set(Settings.model_fields)
 
 

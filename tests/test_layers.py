@@ -55,9 +55,13 @@ def imports_of(path: Path) -> list[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolcrib."):
             module = (node.module or "").removeprefix("toolcrib.")
-            found += [(node.lineno, f"{module}.{a.name}" if f"{module}.{a.name}" in MODULES else module) for a in node.names]
+            found += [
+                (node.lineno, f"{module}.{a.name}" if f"{module}.{a.name}" in MODULES else module) for a in node.names
+            ]
         elif isinstance(node, ast.Import):
-            found += [(node.lineno, a.name.removeprefix("toolcrib.")) for a in node.names if a.name.startswith("toolcrib.")]
+            found += [
+                (node.lineno, a.name.removeprefix("toolcrib.")) for a in node.names if a.name.startswith("toolcrib.")
+            ]
     return found
 
 

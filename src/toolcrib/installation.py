@@ -24,7 +24,7 @@ from toolcrib.core.vault import Vault, new_vault_key
 from toolcrib.domain import access
 from toolcrib.settings import Settings
 
-_VAULT_FILE = "vault.key"
+VAULT_FILE = "vault.key"
 
 
 class NotReady(Exception):
@@ -115,26 +115,34 @@ async def _migrate(dsn: str, settings: Settings) -> None:
         raise NotReady(f"{where} refused to migrate: {error}.") from error
 
 
-def load_vault(settings: Settings) -> Vault:
-    """The vault with the key from the settings, or from the data folder, where it is made when missing.
+def find_vault(settings: Settings) -> Vault | None:
+    """The vault with the key from the settings, or from the data folder; None when neither has one.
 
     Raises:
-        NotReady: a key is no key.
+        NotReady: a key is no key, or cannot be read.
     """
-    old = settings.vault_old_keys
     try:
         if settings.vault_key is not None:
-            return Vault(settings.vault_key.get_secret_value(), old)
-        path = settings.data / _VAULT_FILE
-        with (settings.data / ".vault.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            text = read_private(path)
-            if text is None:
-                text = new_vault_key()
-                write_private(path, text + "\n")
-        return Vault(text, old)
+            return Vault(settings.vault_key.get_secret_value(), settings.vault_old_keys)
+        text = read_private(settings.data / VAULT_FILE)
+        return None if text is None else Vault(text, settings.vault_old_keys)
     except ValueError as error:
         raise NotReady(f"The vault key cannot be used: {error}.") from None
+    except OSError as error:
+        raise NotReady(f"The vault key cannot be read: {error.strerror}.") from None
+
+
+def load_vault(settings: Settings) -> Vault:
+    """As `find_vault`, but a missing key is made in the data folder."""
+    if settings.vault_key is None:
+        with (settings.data / ".vault.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (settings.data / VAULT_FILE).exists():
+                write_private(settings.data / VAULT_FILE, new_vault_key() + "\n")
+    vault = find_vault(settings)
+    if vault is None:
+        raise NotReady(f"The vault key {settings.data / VAULT_FILE} was removed while it was read.")
+    return vault
 
 
 async def _install(database: Database, settings: Settings) -> tuple[Vault, access.Installation, FirstStart | None]:
@@ -156,7 +164,7 @@ async def _install(database: Database, settings: Settings) -> tuple[Vault, acces
     if not vault.knows(installation.vault_key_id):
         raise NotReady(
             "The vault key of this process is not the one that sealed the secrets in the database. Set"
-            f" TOOLCRIB_VAULT_KEY to the key of the first start (it is in the file {_VAULT_FILE} of that machine's data folder)."
+            f" TOOLCRIB_VAULT_KEY to the key of the first start (the file {VAULT_FILE} of that machine's data folder)."
         )
     if installation.vault_key_id != vault.key_id:
         async with database.tx() as tx:

@@ -31,7 +31,9 @@ COMMANDS = {
     "tools": _Entry("tools", "app", "Use", "Add, see, call, sync and remove tools."),
     "audit": _Entry("audit", "audit", "Use", "Show which tools were called, by whom, with which outcome."),
     "key": _Entry("keys", "app", "Use", "Make, list and revoke API keys."),
-    "mcp-config": _Entry("mcp_config", "mcp_config", "Use", "Print the configuration that gives an MCP client the tools."),
+    "mcp-config": _Entry(
+        "mcp_config", "mcp_config", "Use", "Print the configuration that gives an MCP client the tools."
+    ),
 }
 
 

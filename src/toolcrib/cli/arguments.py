@@ -1,12 +1,13 @@
 """Arguments of a tool call as people type them: `name=value` read by the tool's schema, `name:=JSON` as it stands."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
-from toolcrib.cli.failure import CommandFailed
+from toolcrib.cli.failure import WRONG, CommandFailed
 
 _TYPES = frozenset({"string", "integer", "number", "boolean", "null", "array", "object"})
-_WRONG = 2  # exit code: the command line is wrong
 
 
 def read_arguments(texts: list[str], schema: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def read_arguments(texts: list[str], schema: dict[str, Any]) -> dict[str, Any]:
     for text in texts:
         name, here, value = text.partition("=")
         if not here or not name.strip(":"):
-            raise CommandFailed(f"--arg {text!r} is not name=value.", _WRONG)
+            raise CommandFailed(f"--arg {text!r} is not name=value.", WRONG)
         if name.endswith(":"):
             arguments[name[:-1]] = _json(name[:-1], value)
             continue
@@ -40,10 +41,25 @@ def parse_object(text: str, source: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise CommandFailed(f"{source} is not JSON: {error}.", _WRONG) from None
+        raise CommandFailed(f"{source} is not JSON: {error}.", WRONG) from None
     if not isinstance(value, dict):
-        raise CommandFailed(f"{source} is not a JSON object.", _WRONG)
+        raise CommandFailed(f"{source} is not a JSON object.", WRONG)
     return value
+
+
+def text_of(text: str) -> str:
+    """The text itself, or what the file holds that it names with `@`, or standard input for `-`.
+
+    Raises:
+        CommandFailed: that cannot be read.
+    """
+    try:
+        if text == "-":
+            return sys.stdin.read()
+        return Path(text[1:]).read_text("utf-8") if text.startswith("@") else text
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CommandFailed(f"{text[1:] or 'Standard input'} cannot be read: {reason}.", WRONG) from None
 
 
 def allowed_types(schema: Any, root: dict[str, Any], depth: int = 0) -> frozenset[str]:
@@ -90,14 +106,14 @@ def _read(name: str, text: str, allowed: frozenset[str]) -> Any:
     if kind in allowed or (kind == "integer" and "number" in allowed):
         return value
     wanted = " or ".join(sorted(allowed - {"null"}) or ["null"])
-    raise CommandFailed(f"--arg {name}: {text!r} is not of type {wanted}.", _WRONG)
+    raise CommandFailed(f"--arg {name}: {text!r} is not of type {wanted}.", WRONG)
 
 
 def _json(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise CommandFailed(f"--arg {name}: the value is not JSON: {error}.", _WRONG) from None
+        raise CommandFailed(f"--arg {name}: the value is not JSON: {error}.", WRONG) from None
 
 
 def _type_of(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from toolcrib import __version__
-from toolcrib.cli.failure import FAILED, REFUSED, UNREACHABLE, CommandFailed
+from toolcrib.cli.failure import FAILED, REFUSED, UNREACHABLE, WRONG, CommandFailed
 from toolcrib.cli.options import load_settings
 from toolcrib.cli.sign_in_file import read_sign_in
 
@@ -46,7 +46,7 @@ class Server:
         except ValueError:
             usable = False
         if not usable:
-            raise CommandFailed(f"{url!r} is not the URL of a server, such as {_DEFAULT_URL}.", 2)
+            raise CommandFailed(f"{url!r} is not the URL of a server, such as {_DEFAULT_URL}.", WRONG)
         self.url = url.rstrip("/")
         self._prefix = parts.path.rstrip("/")
         self._key = api_key
@@ -128,7 +128,7 @@ class Server:
                 UNREACHABLE,
             ) from None
         except (ValueError, UnicodeError):
-            raise CommandFailed("The API key has characters that no key has.", 2) from None
+            raise CommandFailed("The API key has characters that no key has.", WRONG) from None
         return self._read(status, text)
 
     def _exchange(

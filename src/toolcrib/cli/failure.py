@@ -3,6 +3,7 @@
 import typer
 
 FAILED = 1
+WRONG = 2  # the command line
 HELD = 3
 UNREACHABLE = 4
 REFUSED = 5

@@ -1,4 +1,4 @@
-"""Tool sets and tools as the server tells of them, flattened to what commands show; found by name, synced and awaited."""
+"""Tool sets and tools as the server tells of them, flattened to what commands show; found by name, awaited."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class ToolSetEntry:
     target: str
     description: str
     labels: dict[str, str]
-    tools: int
+    available: int
     filtered: int
     last_sync_at: str | None
     mcp_url: str
@@ -135,7 +135,7 @@ def tool_set_entry(server: Server, wire: dict[str, Any]) -> ToolSetEntry:
         target=command or mcp.get("url") or (adapter.get("http") or {}).get("baseUrl") or "",
         description=wire["spec"].get("description") or "",
         labels=metadata["labels"],
-        tools=info["availableTools"],
+        available=info["availableTools"],
         filtered=info["omittedTools"],
         last_sync_at=info.get("lastSync"),
         mcp_url=server.url + info["mcpPath"],

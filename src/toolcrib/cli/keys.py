@@ -6,17 +6,16 @@ Whoever may read the data folder (or knows TOOLCRIB_DATABASE_URL) owns the insta
 import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from toolcrib.cli.failure import CommandFailed
+from toolcrib.cli.failure import WRONG, CommandFailed
 from toolcrib.cli.first_start import keep_cli_key, print_first_start
 from toolcrib.cli.loop import run
 from toolcrib.cli.options import Data, Json, load_settings
 from toolcrib.cli.output import print_json, print_panel, print_table, say, waiting, wants_json
-from toolcrib.core.auth import ALL, SCOPES, Actor
+from toolcrib.core.auth import SCOPES, Actor
 from toolcrib.core.db import Database, ReadTx
 from toolcrib.core.log import configure_logging
 from toolcrib.core.postgres import PostgresError, cluster_of
@@ -30,7 +29,8 @@ _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=
 
 app = typer.Typer(
     name="key",
-    help="Make, list and revoke API keys.\n\nExamples:\n    toolcrib key create --name 'my agent'\n    toolcrib key list",
+    help="Make, list and revoke API keys.\n\nExamples:\n    toolcrib key create --name 'my agent'\n"
+    "    toolcrib key list",
     no_args_is_help=True,
 )
 Workspace = Annotated[
@@ -121,7 +121,16 @@ def list_(workspace: Workspace = None, as_json: Json = False, data: Data = None)
         print_json([_shown(key) for key in keys])
         return
     rows = [
-        (k.name, k.hint, _state(k), _day(k.created_at), _day(k.expires_at), _day(k.last_used_at), k.id, " ".join(k.scopes))
+        (
+            k.name,
+            k.hint,
+            _state(k),
+            _day(k.created_at),
+            _day(k.expires_at),
+            _day(k.last_used_at),
+            k.id,
+            " ".join(k.scopes),
+        )
         for k in keys
     ]
     print_table(
@@ -164,7 +173,7 @@ def expiry(text: str, now: datetime) -> datetime:
             return now + int(match[1]) * _UNITS[match[2]]
         at = datetime.fromisoformat(text.strip())
     except (ValueError, OverflowError):
-        raise CommandFailed(f"--expires {text!r} is neither a time from now (12h, 30d) nor a date.", 2) from None
+        raise CommandFailed(f"--expires {text!r} is neither a time from now (12h, 30d) nor a date.", WRONG) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
@@ -197,7 +206,9 @@ def _with_database(settings: Settings, work: Callable[[Database], Awaitable[T]])
 async def _admin(tx: ReadTx, workspace_id: str | None) -> Actor:
     admin = await find_admin(tx, workspace_id=workspace_id)
     if admin is None:
-        raise CommandFailed(f"There is no workspace {workspace_id!r}." if workspace_id else "There is no administrator.")
+        raise CommandFailed(
+            f"There is no workspace {workspace_id!r}." if workspace_id else "There is no administrator."
+        )
     return admin
 
 

@@ -1,4 +1,4 @@
-"""What commands print: tables and text on a terminal, JSON with `--json` or into a pipe, words for people on standard error.
+"""What commands print: tables on a terminal, JSON with `--json` or into a pipe, words for people on standard error.
 
 Everything that came from elsewhere is printed without control characters, so that no tool can write escape sequences
 to somebody's terminal.

@@ -117,7 +117,7 @@ async def running(ready: Ready, parts: Parts, *, sock: socket.socket | None, wor
             watch.cancel()
         await asyncio.gather(*late, *([watch] if watch else []), return_exceptions=True)
         for task in done:
-            if (error := task.exception()) is not None:
+            if not task.cancelled() and (error := task.exception()) is not None:
                 _log.error("part.died", part=names[task], exc_info=error)
 
 

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from toolcrib.cli.arguments import parse_object
+from toolcrib.cli.arguments import parse_object, text_of
 from toolcrib.cli.client import Server
-from toolcrib.cli.failure import FAILED, CommandFailed
+from toolcrib.cli.failure import FAILED, WRONG, CommandFailed
 from toolcrib.cli.inventory import (
     SyncOutcome,
     SyncWatch,
@@ -28,7 +28,6 @@ from toolcrib.cli.options import ApiKey, Data, Json, Url, pairs
 from toolcrib.cli.output import print_json, print_table, print_text, say, wants_json
 from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TemplateError, TextTemplate, Variable
 
-_WRONG = 2
 _LAUNCHERS = frozenset({"npx", "bunx", "uvx", "uv", "pipx", "python", "python3", "node", "deno", "bun"})
 _LAUNCHER_WORDS = frozenset({"run", "x", "tool", "exec", "dlx"})
 _SOURCE = "Where the tools come from"
@@ -41,54 +40,56 @@ Headers = Annotated[
 Description = Annotated[str, typer.Option("--description", help="What it is for.", show_default=False)]
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="Label.")]
 ExternalId = Annotated[str | None, typer.Option("--external-id", help="Your own id for it.", show_default=False)]
+Target = Annotated[
+    str | None, typer.Argument(metavar="[URL]", help="MCP server (streamable HTTP or SSE).", show_default=False)
+]
+Stdio = Annotated[
+    str | None,
+    typer.Option(
+        "--stdio",
+        metavar="'COMMAND ARGS'",
+        help="Command that speaks MCP on its standard streams; the server runs it, without a shell.",
+        rich_help_panel=_SOURCE,
+    ),
+]
+Http = Annotated[
+    str | None,
+    typer.Option("--http", metavar="BASE_URL", help="HTTP API; `add-http` gives it tools.", rich_help_panel=_SOURCE),
+]
+Transport = Annotated[
+    Literal["auto", "http", "sse"],
+    typer.Option("--transport", help="How to speak to the URL.", rich_help_panel=_SOURCE),
+]
+Env = Annotated[
+    list[str] | None,
+    typer.Option("--env", metavar="K=V", help="For the command; kept as a secret.", rich_help_panel=_SOURCE),
+]
+Cwd = Annotated[Path | None, typer.Option("--cwd", help="Folder to run it in.", rich_help_panel=_SOURCE)]
+Include = Annotated[
+    list[str] | None,
+    typer.Option("--include", metavar="PATTERN", help="Only these: get_*, *_file, /regex/.", rich_help_panel=_CHOICE),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="PATTERN", help="Not these.", rich_help_panel=_CHOICE)
+]
+Approve = Annotated[
+    list[str] | None,
+    typer.Option("--approve", metavar="all|PATTERN", help="A person must approve each call.", rich_help_panel=_CHOICE),
+]
 
 
 def add(
-    target: Annotated[
-        str | None, typer.Argument(metavar="[URL]", help="MCP server (streamable HTTP or SSE).", show_default=False)
-    ] = None,
-    stdio: Annotated[
-        str | None,
-        typer.Option(
-            "--stdio",
-            metavar="'COMMAND ARGS'",
-            help="Command that speaks MCP on its standard streams; the server runs it.",
-            rich_help_panel=_SOURCE,
-        ),
-    ] = None,
-    http: Annotated[
-        str | None,
-        typer.Option(
-            "--http", metavar="BASE_URL", help="HTTP API; `add-http` gives it tools.", rich_help_panel=_SOURCE
-        ),
-    ] = None,
+    target: Target = None,
+    stdio: Stdio = None,
+    http: Http = None,
     name: Annotated[str | None, typer.Option("--name", help="Name; default: made from the source.")] = None,
-    transport: Annotated[
-        Literal["auto", "http", "sse"],
-        typer.Option("--transport", help="How to speak to the URL.", rich_help_panel=_SOURCE),
-    ] = "auto",
+    transport: Transport = "auto",
     header: Headers = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option("--env", metavar="K=V", help="Environment of the command, kept as a secret."),
-    ] = None,
-    cwd: Annotated[Path | None, typer.Option("--cwd", help="Working folder of the command.")] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--include", metavar="PATTERN", help="Offer only these: get_*, *_file, /regex/.", rich_help_panel=_CHOICE
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", metavar="PATTERN", help="Do not offer these.", rich_help_panel=_CHOICE),
-    ] = None,
-    approve: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--approve", metavar="all|PATTERN", help="A person must approve each call.", rich_help_panel=_CHOICE
-        ),
-    ] = None,
+    env: Env = None,
+    cwd: Cwd = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    approve: Approve = None,
     label: Labels = None,
     description: Description = "",
     external_id: ExternalId = None,
@@ -110,39 +111,46 @@ def add(
         toolcrib tools add --http https://api.example.com/v2 --name orders
     """
     if sum(source is not None for source in (target, stdio, http)) != 1:
-        raise CommandFailed("Give one source: a URL, --stdio or --http.", _WRONG)
+        raise CommandFailed("Give one source: a URL, --stdio or --http.", WRONG)
     if stdio is None and (env or cwd):
-        raise CommandFailed("--env and --cwd are for --stdio.", _WRONG)
+        raise CommandFailed("--env and --cwd are for --stdio.", WRONG)
     if http is not None and (include or exclude or approve):
-        raise CommandFailed("--include, --exclude and --approve are for MCP servers.", _WRONG)
+        raise CommandFailed("--include, --exclude and --approve are for MCP servers.", WRONG)
     server = Server.find(url=url, api_key=api_key, data=data)
     headers = pairs(header, "--header", ":")
     if http is not None:
         adapter: dict[str, Any] = {"http": {"baseUrl": http, "headers": headers}}
+    elif stdio is not None:
+        command = _command(_words(stdio), pairs(env, "--env"), cwd, server)
+        adapter = {"mcp": {"headers": headers, **command, **_choice(include, exclude, approve)}}
     else:
-        mcp: dict[str, Any] = {"headers": headers}
-        if stdio is not None:
-            words = _words(stdio)
-            mcp |= {"command": words[0], "args": words[1:], "env": pairs(env, "--env")}
-            if folder := cwd.absolute() if cwd else _folder_of(words, server):
-                mcp["cwd"] = str(folder)
-        else:
-            mcp |= {"url": target, "transport": transport}
-        mcp |= _choice(include, exclude, approve)
-        adapter = {"mcp": mcp}
-    metadata = {
-        "name": name or (_name_of_command(_words(stdio)) if stdio else _name_of_url(target or http or "")),
-        "labels": pairs(label, "--label"),
-        **({"externalId": external_id} if external_id else {}),
+        where = {"url": target, "transport": transport, "headers": headers}
+        adapter = {"mcp": {**where, **_choice(include, exclude, approve)}}
+    name = name or (_name_of_command(_words(stdio)) if stdio else _name_of_url(target or http or ""))
+    body = {
+        "metadata": _metadata(name, label, external_id),
+        "spec": {"adapter": adapter, "description": description},
     }
-    body = {"metadata": metadata, "spec": {"adapter": adapter, "description": description}}
     tool_set = tool_set_entry(server, server.post("/v1/tool_sets", body))
     outcome = None if http is not None or no_wait else SyncWatch(server, tool_set).wait(timeout)
     _report(server, tool_set, outcome, as_json=as_json)
 
 
+def _metadata(name: str, label: list[str] | None, external_id: str | None) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name, "labels": pairs(label, "--label")}
+    return metadata | ({"externalId": external_id} if external_id else {})
+
+
+def _command(words: list[str], env: dict[str, str], cwd: Path | None, server: Server) -> dict[str, Any]:
+    command: dict[str, Any] = {"command": words[0], "args": words[1:], "env": env}
+    folder = cwd.absolute() if cwd else _folder_of(words, server)
+    return command | ({"cwd": str(folder)} if folder else {})
+
+
 def _report(server: Server, tool_set: ToolSetEntry, outcome: SyncOutcome | None, *, as_json: bool) -> None:
     """Say what was added and what it offers."""
+    if outcome is not None:
+        tool_set = tool_set_entry(server, server.get(tool_set.path))
     tools = [tool for tool in tools_of(server, tool_set) if tool.status != "archived"] if outcome else []
     if wants_json(as_json):
         print_json(
@@ -172,9 +180,9 @@ def _words(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise CommandFailed(f"--stdio: {error}.", _WRONG) from None
+        raise CommandFailed(f"--stdio: {error}.", WRONG) from None
     if not words:
-        raise CommandFailed("--stdio: the command is empty.", _WRONG)
+        raise CommandFailed("--stdio: the command is empty.", WRONG)
     return words
 
 
@@ -252,28 +260,34 @@ def _choice(include: list[str] | None, exclude: list[str] | None, approve: list[
 # ---- tools of an HTTP API ------------------------------------------------------------------------------------------
 
 
+Path_ = Annotated[str, typer.Option("--path", help="Path after the base URL: /orders/{id}.")]
+Method = Annotated[
+    Literal["GET", "POST", "PUT", "PATCH", "DELETE"],
+    typer.Option("--method", "-X", case_sensitive=False, help="HTTP method."),
+]
+Query = Annotated[str | None, typer.Option("--query", metavar="'q={{ text }}&n={{ count }}'", help="Query string.")]
+BodyText = Annotated[
+    str | None,
+    typer.Option("--body-template", metavar="TEXT|@FILE", help="Request body: {'text': '{{ text }}'}."),
+]
+ContentType = Annotated[
+    str | None, typer.Option("--content-type", help="Of the body; default: application/json.", show_default=False)
+]
+Parameters = Annotated[
+    str | None, typer.Option("--parameters", metavar="JSON|@FILE", help="JSON Schema; default: from the templates.")
+]
+
+
 def add_http(
     tool_set: Annotated[str, typer.Argument(help="Tool set made with `tools add --http`.", show_default=False)],
     name: Annotated[str, typer.Argument(help="Name of the tool.", show_default=False)],
-    path: Annotated[str, typer.Option("--path", help="Path after the base URL: /orders/{id}.")] = "",
-    method: Annotated[
-        Literal["GET", "POST", "PUT", "PATCH", "DELETE"],
-        typer.Option("--method", "-X", case_sensitive=False, help="HTTP method."),
-    ] = "GET",
-    query: Annotated[
-        str | None, typer.Option("--query", metavar="'q={{ text }}&n={{ count }}'", help="Query string.")
-    ] = None,
-    body_template: Annotated[
-        str | None, typer.Option("--body-template", metavar="TEXT|@FILE", help="Request body: {'a': {{ a }}}.")
-    ] = None,
-    content_type: Annotated[
-        str | None, typer.Option("--content-type", help="Of the body; default: application/json.", show_default=False)
-    ] = None,
+    path: Path_ = "",
+    method: Method = "GET",
+    query: Query = None,
+    body_template: BodyText = None,
+    content_type: ContentType = None,
     header: Headers = None,
-    parameters: Annotated[
-        str | None,
-        typer.Option("--parameters", metavar="JSON|@FILE", help="JSON Schema; default: from the templates."),
-    ] = None,
+    parameters: Parameters = None,
     approve: Annotated[bool, typer.Option("--approve", help="A person must approve each call.")] = False,
     label: Labels = None,
     description: Description = "",
@@ -294,9 +308,9 @@ def add_http(
         toolcrib tools add-http orders note -X POST --path '/orders/{id}/notes' --body-template '{"text": "{{ text }}"}'
     """
     headers = pairs(header, "--header", ":")
-    body = _content(body_template)
+    body = None if body_template is None else text_of(body_template)
     derived = _derived_schema(path, query, headers, body, content_type or "application/json")
-    schema = derived if parameters is None else parse_object(_content(parameters) or "", "--parameters")
+    schema = derived if parameters is None else parse_object(text_of(parameters), "--parameters")
     config = {
         "requestMethod": method.upper(),
         "path": path or None,
@@ -307,23 +321,15 @@ def add_http(
     }
     server = Server.find(url=url, api_key=api_key, data=data)
     found = find_tool_set(server, tool_set)
-    wire = server.post(
-        f"{found.path}/tools",
-        {
-            "metadata": {
-                "name": name,
-                "labels": pairs(label, "--label"),
-                **({"externalId": external_id} if external_id else {}),
-            },
-            "spec": {
-                "status": "TOOL_STATUS_AVAILABLE",
-                "description": description,
-                "parameters": schema,
-                "requiresApproval": approve,
-                "config": {"http": {member: value for member, value in config.items() if value is not None}},
-            },
-        },
-    )
+    spec = {
+        "status": "TOOL_STATUS_AVAILABLE",
+        "description": description,
+        "parameters": schema,
+        "requiresApproval": approve,
+        "config": {"http": {member: value for member, value in config.items() if value is not None}},
+    }
+    body_ = {"metadata": _metadata(name, label, external_id), "spec": spec}
+    wire = server.post(f"{found.path}/tools", body_)
     _report_tool(tool_entry(wire, found.slug), wire["info"]["signature"], as_json=as_json)
 
 
@@ -333,16 +339,6 @@ def _report_tool(tool: ToolEntry, signature: str, *, as_json: bool) -> None:
     else:
         print_text(signature)
     say(f"Added {tool.name} ({tool.id}) to {tool.tool_set}.")
-
-
-def _content(text: str | None) -> str | None:
-    """The text itself, or of the file that it names with @."""
-    if text is None or not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text("utf-8")
-    except (OSError, UnicodeError) as error:
-        raise CommandFailed(f"{text[1:]} cannot be read: {error}.", _WRONG) from None
 
 
 def _derived_schema(
@@ -369,4 +365,4 @@ def _compiled(option: str, compiles: Callable[[], Any]) -> Any:
     try:
         return compiles()
     except (TemplateError, json.JSONDecodeError) as error:
-        raise CommandFailed(f"{option}: {error}.", _WRONG) from None
+        raise CommandFailed(f"{option}: {error}.", WRONG) from None

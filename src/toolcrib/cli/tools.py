@@ -1,15 +1,14 @@
 """`toolcrib tools`: see, call, sync and remove tools; adding them is in `tool_sources.py`."""
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from toolcrib.cli.arguments import parse_object, read_arguments
+from toolcrib.cli.arguments import parse_object, read_arguments, text_of
 from toolcrib.cli.client import Server, path_of
-from toolcrib.cli.failure import FAILED, CommandFailed
+from toolcrib.cli.failure import FAILED, WRONG, CommandFailed
 from toolcrib.cli.inventory import (
     SyncOutcome,
     SyncWatch,
@@ -109,7 +108,7 @@ def sets(as_json: Json = False, data: Data = None, url: Url = None, api_key: Api
         print_json([as_dict(tool_set) for tool_set in found])
         return
     rows = [
-        (s.name, s.kind or "-", s.tools, s.filtered or "-", local_time(s.last_sync_at) or "-", f"/mcp/{s.slug}", s.id)
+        (s.name, s.kind or "-", s.available, s.filtered or "-", local_time(s.last_sync_at) or "-", f"/mcp/{s.slug}", s.id)
         for s in found
     ]
     print_table(
@@ -192,7 +191,7 @@ def call(
         toolcrib tools call search --arg 'filters:={"state": "open"}' --arg limit=5
         echo '{"a": 1, "b": 2}' | toolcrib tools call add --args - | jq -r '.content[0].text'
     """
-    arguments = parse_object(_content(args), "--args") if args is not None else {}
+    arguments = parse_object(text_of(args), "--args") if args is not None else {}
     server = Server.find(url=url, api_key=api_key, data=data)
     if arg:
         offered = next((tool for tool in server.offered_tools() if tool["name"] == name), {})
@@ -208,16 +207,6 @@ def call(
     if result.get("isError"):
         say(f"The tool {name} reports an error.")
         raise typer.Exit(FAILED)
-
-
-def _content(text: str) -> str:
-    """The text itself, or of the file or standard input that it names."""
-    try:
-        if text == "-":
-            return sys.stdin.read()
-        return Path(text[1:]).read_text("utf-8") if text.startswith("@") else text
-    except (OSError, UnicodeError) as error:
-        raise CommandFailed(f"{text[1:] or 'Standard input'} cannot be read: {error}.", 2) from None
 
 
 def _shown(block: dict[str, Any]) -> str:
@@ -256,16 +245,13 @@ def sync(
         toolcrib tools sync --all
     """
     if (name is None) is not everything:
-        raise CommandFailed("Name one tool set, or give --all.", 2)
+        raise CommandFailed("Name one tool set, or give --all.", WRONG)
     server = Server.find(url=url, api_key=api_key, data=data)
     chosen = [find_tool_set(server, name)] if name else [s for s in tool_sets(server) if s.kind in {"mcp", "stdio"}]
     watches = [SyncWatch.before_asking(server, tool_set) for tool_set in chosen]
     for tool_set in chosen:
         server.post(f"{tool_set.path}:sync")
-    if no_wait:
-        outcomes = [SyncOutcome("asked", "") for _ in chosen]
-    else:
-        outcomes = [watch.wait(timeout) for watch in watches]
+    outcomes = [SyncOutcome("asked", "") if no_wait else watch.wait(timeout) for watch in watches]
     if wants_json(as_json):
         done = zip(chosen, outcomes, strict=True)
         print_json([{"tool_set": s.slug, "tool_set_id": s.id, **as_dict(outcome)} for s, outcome in done])
@@ -295,13 +281,13 @@ def remove(
     server = Server.find(url=url, api_key=api_key, data=data)
     found = find_tool_or_set(server, name)
     what = (
-        f"the tool set {found.name} with its {found.tools + found.filtered} tools"
+        f"the tool set {found.name} with its {found.available + found.filtered} tools"
         if isinstance(found, ToolSetEntry)
         else f"the tool {found.name} of {found.tool_set}"
     )
     if not yes:
         if not sys.stdin.isatty():
-            raise CommandFailed(f"This would remove {what}. Give --yes to do it without being asked.", 2)
+            raise CommandFailed(f"This would remove {what}. Give --yes to do it without being asked.", WRONG)
         words.print(Text(printable(f"Remove {what}? [y/N] ")), end="")
         if input().strip().lower() not in {"y", "yes"}:
             raise CommandFailed("Nothing was removed.")

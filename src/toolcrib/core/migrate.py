@@ -53,22 +53,32 @@ async def migrate(dsn: str) -> list[str]:
         await conn.close()
 
 
+async def pending_migrations(conn: asyncpg.Connection) -> list[Migration]:
+    """The files that were not applied yet, in order; changes nothing.
+
+    Raises:
+        SchemaMismatch: as `migrate`.
+    """
+    done = {}
+    if await conn.fetchval("SELECT to_regclass('schema_migration') IS NOT NULL"):
+        done = {r["version"]: r for r in await conn.fetch("SELECT version, name, checksum FROM schema_migration")}
+    known = migrations()
+    if done and max(done) > max(m.version for m in known):
+        raise SchemaMismatch(f"the database has migration {max(done)}, this version knows {known[-1].version}: upgrade")
+    for migration in known:
+        if (row := done.get(migration.version)) and row["checksum"] != migration.checksum:
+            raise SchemaMismatch(f"{migration.name} was applied with another text")
+    return [migration for migration in known if migration.version not in done]
+
+
 async def _apply(conn: asyncpg.Connection) -> list[str]:
     await conn.execute(
         "CREATE TABLE IF NOT EXISTS schema_migration ("
         " version integer PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,"
         " applied_at timestamptz NOT NULL DEFAULT now())"
     )
-    done = {r["version"]: r for r in await conn.fetch("SELECT version, name, checksum FROM schema_migration")}
-    known = migrations()
-    if done and max(done) > max(m.version for m in known):
-        raise SchemaMismatch(f"the database has migration {max(done)}, this version knows {known[-1].version}: upgrade")
     applied = []
-    for migration in known:
-        if row := done.get(migration.version):
-            if row["checksum"] != migration.checksum:
-                raise SchemaMismatch(f"{migration.name} was applied with another text")
-            continue
+    for migration in await pending_migrations(conn):
         async with conn.transaction():
             await conn.execute(migration.sql)
             await conn.execute(

@@ -333,7 +333,7 @@ async def find_running(data_dir: Path) -> str | None:
     Raises:
         PostgresError: as `cluster_of`.
     """
-    cluster = cluster_of(data_dir.absolute())
+    cluster = cluster_of(data_dir)
     return None if cluster is None else await _running(cluster)
 
 

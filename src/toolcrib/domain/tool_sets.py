@@ -282,8 +282,8 @@ async def delete_tool_set(tx: Tx, actor: Actor, *, tool_set_id: str) -> None:
     await _changed(tx, actor, row["id"], sync=False)
 
 
-async def request_sync(tx: Tx, actor: Actor, *, tool_set_id: str) -> str:
-    """Sync an MCP tool set soon; returns its id. Asking again before the job starts adds nothing.
+async def request_sync(tx: Tx, actor: Actor, *, vault: Vault, tool_set_id: str) -> ToolSet:
+    """Sync an MCP tool set soon. Asking again before the job starts adds nothing.
 
     Raises:
         NotFound: the workspace has no such tool set.
@@ -294,7 +294,7 @@ async def request_sync(tx: Tx, actor: Actor, *, tool_set_id: str) -> str:
     if row["kind"] != "mcp":
         raise Invalid("tool_set.not_mcp", "Only tool sets with an MCP adapter are synced.", field="spec.adapter")
     await _enqueue_sync(tx, actor.workspace_id, row["id"])
-    return str(row["id"])
+    return _tool_set(row, actor, vault)
 
 
 async def enqueue_all_syncs(tx: Tx) -> int:

@@ -302,15 +302,32 @@ async def test_a_redirect_within_the_origin_is_followed_once_for_all(pool: McpUp
         assert [e.path for e in server.seen if e.method == "tools/call"] == ["/mcp/"] * 3
 
 
-async def test_a_redirect_elsewhere_is_not_followed(pool: McpUpstreams) -> None:
+@pytest.mark.parametrize(
+    ("location", "named"),
+    [
+        ("https://elsewhere.example/mcp?token=t", "elsewhere.example"),
+        ("http://[token", "the server"),
+        ("", "the server"),
+    ],
+)
+async def test_a_redirect_elsewhere_is_not_followed(pool: McpUpstreams, location: str, named: str) -> None:
     async def answer(exchange: Exchange) -> None:
-        exchange.respond(307, location="https://elsewhere.example/mcp?token=t")
+        exchange.respond(308 if location else 302, location=location)
 
     async with raw_mcp(answer) as server:
         error = await failure(pool.call_tool(over_http(server.url), "echo", b"{}", timeout_s=10))
         assert error.code == "mcp.protocol_error"
-        assert "elsewhere.example" in error.message
+        assert named in error.message
         assert "token" not in error.message
+
+
+async def test_a_session_id_that_no_header_can_carry_is_refused(pool: McpUpstreams) -> None:
+    async def answer(exchange: Exchange) -> None:
+        initialized(exchange, session="two words")
+
+    async with raw_mcp(answer) as server:
+        error = await failure(pool.call_tool(over_http(server.url), "echo", b"{}", timeout_s=10))
+        assert (error.code, "malformed id" in error.message) == ("mcp.protocol_error", True)
 
 
 # -- sessions ----------------------------------------------------------------------------------------------------------

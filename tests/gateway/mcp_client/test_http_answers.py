@@ -202,6 +202,19 @@ async def test_a_stream_that_ends_early_is_taken_up_where_it_ended(pool: McpUpst
         await pool.close()
 
 
+async def test_progress_of_something_else_is_not_passed_on(pool: McpUpstreams) -> None:
+    async def answer(exchange: Exchange) -> None:
+        exchange.begin()
+        for token in (exchange.message["id"], str(exchange.message["id"]), -1, "x", None, [1]):
+            exchange.event(method="notifications/progress", params={"progressToken": token, "progress": 1})
+        exchange.event(id=exchange.message["id"], result=text("done"))
+        await exchange.end()
+
+    seen: list[bytes] = []
+    assert not (await outcome(pool, answer, on_progress=seen.append)).is_error
+    assert len(seen) == 2
+
+
 async def test_a_stream_that_leads_nowhere_is_given_up(pool: McpUpstreams) -> None:
     async def answer(exchange: Exchange) -> None:
         exchange.begin()

@@ -258,6 +258,10 @@ async def test_small_sins_are_forgiven(pool: McpUpstreams, answer: bytes, result
     assert (await pool.call_tool(stdio(), "raw", arguments, timeout_s=10)).result == result
 
 
+async def test_a_last_answer_without_a_line_end_counts(pool: McpUpstreams) -> None:
+    assert await call(pool, stdio(), "last_words") == "bye"
+
+
 async def test_chatter_on_standard_output_is_passed_over(pool: McpUpstreams) -> None:
     endpoint = stdio("init=babble")
     assert await call(pool, endpoint, "babble", lines=500) == "ok"

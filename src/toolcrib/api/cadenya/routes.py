@@ -175,6 +175,13 @@ async def delete_tool_set(actor: Caller, tx: InTx, thing_id: Id) -> Response:
     return Response(status_code=200)
 
 
+@shared.post("/{toolSetId}:sync", name="syncToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
+async def sync_tool_set(request: Request, actor: Caller, tx: InTx, tool_set_id: ToolSetId) -> Response:
+    """Read an MCP server's tools again, soon; the tool set's events tell how it went. Toolcrib's own operation."""
+    tool_set = await tool_sets.request_sync(tx, actor, vault=deps_of(request).vault, tool_set_id=tool_set_id)
+    return json_response(to_wire_tool_set(tool_set))
+
+
 @shared.get("/{toolSetId}/events", name="listToolSetEvents", tags=["Tool Sets"], responses=_answers(ToolSetEventPage))
 async def list_tool_set_events(
     request: Request,

@@ -23,7 +23,7 @@ from toolcrib.api.kit import BodyTooLarge, read_body, request_id
 from toolcrib.api.mcp import protocol as wire
 from toolcrib.api.mcp.listing import list_tools
 from toolcrib.api.mcp.protocol import Headers, Message, Params, RpcError
-from toolcrib.api.mcp.streams import CallStream, change_stream
+from toolcrib.api.mcp.streams import Answered, CallStream, change_stream
 from toolcrib.core.auth import Actor
 from toolcrib.core.ids import new_id
 from toolcrib.errors import AppError, Invalid, NotFound
@@ -81,7 +81,7 @@ class McpApp:
         except AppError as error:
             rpc = wire.rpc_error(error)
             status = 413 if isinstance(error, BodyTooLarge) else rpc.status(modern=False)
-            await exchange.reply(rpc.body(b"null"), status if status != 200 else 404, _challenge(error))
+            await exchange.reply(rpc.body(b"null"), status if status != 200 else 404, rpc.headers)
         except RpcError as error:
             await exchange.reply(error.body(b"null"), error.status(modern=False))
 
@@ -161,18 +161,19 @@ class McpApp:
                     await stream.run(lambda progress: self._answer(caller, message, params, id_, progress))
                     return
                 answer = self._answer(caller, message, params, id_, None)
-                body, status = await (run_unless_gone(exchange, answer) if caller.modern else answer)
+                body, status, extra = await (run_unless_gone(exchange, answer) if caller.modern else answer)
             else:
-                body, status = await self._answer(caller, message, params, id_, None)
+                body, status, extra = await self._answer(caller, message, params, id_, None)
         except RpcError as error:
-            body, status = error.body(id_), error.status(modern=caller.modern)
-        session = [(b"mcp-session-id", _new_session(body))] if message.method == "initialize" else []
-        await exchange.reply(body, status, session)
+            body, status, extra = error.body(id_), error.status(modern=caller.modern), error.headers
+        if message.method == "initialize":
+            extra = [(b"mcp-session-id", _new_session(body))]
+        await exchange.reply(body, status, extra)
 
     async def _answer(
         self, caller: _Caller, message: Message, params: Params, id_: bytes, progress: Any
-    ) -> tuple[bytes, int]:
-        """The whole JSON-RPC answer to a request, and its HTTP status."""
+    ) -> Answered:
+        """The whole JSON-RPC answer to a request, with the HTTP status and headers that go with it."""
         try:
             result = await self._result(caller, message, params, id_, progress)
         except AppError as error:
@@ -180,8 +181,8 @@ class McpApp:
         except RpcError as error:
             rpc = error
         else:
-            return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (id_, result), 200
-        return rpc.body(id_), rpc.status(modern=caller.modern)
+            return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (id_, result), 200, []
+        return rpc.body(id_), rpc.status(modern=caller.modern), rpc.headers
 
     async def _result(self, caller: _Caller, message: Message, params: Params, id_: bytes, progress: Any) -> bytes:
         match message.method:
@@ -268,7 +269,7 @@ class McpApp:
         try:
             parts = wire.decode_batch(body)
             messages = [wire.decode_message(part) for part in parts[: _MAX_BATCH + 1]]
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             raise RpcError(wire.PARSE_ERROR, "Parse error") from None
         if not messages or len(messages) > _MAX_BATCH:
             raise RpcError(wire.INVALID_REQUEST, f"A batch has 1 to {_MAX_BATCH} messages")
@@ -356,12 +357,3 @@ def _decoded(value: str | None) -> str | None:
         return base64.b64decode(value[9:-2], validate=True).decode()
     except ValueError:
         return None
-
-
-def _challenge(error: AppError) -> list[tuple[bytes, bytes]]:
-    if error.code == "scope.missing":
-        scope = str(error.details.get("scope", ""))
-        return [(b"www-authenticate", f'Bearer error="insufficient_scope", scope="{scope}"'.encode())]
-    if error.code.startswith("auth."):
-        return [(b"www-authenticate", b'Bearer realm="toolcrib"')]
-    return []

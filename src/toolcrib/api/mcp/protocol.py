@@ -87,9 +87,12 @@ _decode_head = msgspec.json.Decoder(_ResultHead).decode
 class RpcError(Exception):
     """A JSON-RPC error to answer."""
 
-    def __init__(self, code: int, message: str, data: Any = None, *, status: int | None = None) -> None:
+    def __init__(
+        self, code: int, message: str, data: Any = None, *, status: int | None = None, challenge: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code, self.message, self.data = code, message, data
+        self.headers = [(b"www-authenticate", challenge.encode())] if challenge else []
         self._status = status
 
     def status(self, *, modern: bool) -> int:
@@ -115,9 +118,12 @@ def rpc_error(error: AppError) -> RpcError:
         case Kind.INVALID | Kind.NOT_FOUND | Kind.CONFLICT:
             return RpcError(INVALID_PARAMS, error.message, data)
         case Kind.UNAUTHENTICATED:
-            return RpcError(REFUSED, error.message, data, status=401)
+            return RpcError(REFUSED, error.message, data, status=401, challenge='Bearer realm="toolcrib"')
+        case Kind.FORBIDDEN if error.code == "scope.missing":
+            challenge = f'Bearer error="insufficient_scope", scope="{error.details["scope"]}"'
+            return RpcError(REFUSED, error.message, data, status=403, challenge=challenge)
         case Kind.FORBIDDEN:
-            return RpcError(REFUSED, error.message, data, status=403 if error.code == "scope.missing" else None)
+            return RpcError(REFUSED, error.message, data)
         case Kind.INSUFFICIENT_CREDITS | Kind.PLAN_REQUIRED | Kind.RATE_LIMITED:
             return RpcError(REFUSED, error.message, data)
         case Kind.UPSTREAM | Kind.UNAVAILABLE:
@@ -148,7 +154,7 @@ def parse_params(message: Message) -> Params:
         return Params()
     try:
         return decode_params(message.params)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise RpcError(INVALID_PARAMS, f"Invalid parameters: {error}") from None
 
 

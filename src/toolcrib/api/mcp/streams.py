@@ -18,7 +18,8 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 _SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 _MAX_WAITING = 1000
 
-Answer = Callable[[Callable[[bytes], None] | None], Awaitable[tuple[bytes, int]]]
+Answered = tuple[bytes, int, list[tuple[bytes, bytes]]]  # body, HTTP status, headers
+Answer = Callable[[Callable[[bytes], None] | None], Awaitable[Answered]]
 
 
 class CallStream:
@@ -51,7 +52,7 @@ class CallStream:
                     await exchange.stream(_KEEP_ALIVE)
             while not self._waiting.empty():
                 await exchange.stream(self._waiting.get_nowait())
-            body, _ = await call
+            body, _, _ = await call
             await exchange.stream(event(body), last=True)
         finally:
             gone.cancel()
