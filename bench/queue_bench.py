@@ -31,7 +31,7 @@ from toolcrib.queue.worker import Worker
 
 ROUNDS = 3
 CELL_S = 1.0
-BATCH = 8
+BATCH = 8  # a claim takes a power of two
 ENQUEUE_BATCH = 100
 PAYLOAD = {"tool_set_id": "toolset_01J9Z0000000000000000000", "reason": "schedule", "n": 1}
 
@@ -142,14 +142,20 @@ def raw_claim_and_finish(limit: int) -> Callable[[asyncpg.Connection], Step]:
     return bind
 
 
+def claim_case(workers: int, at_a_time: int, ready_jobs: int) -> Case:
+    """Claim and finish, ours and raw."""
+    name = f"claim + finish, {at_a_time} at a time, {workers} worker{'s' if workers > 1 else ''}"
+    return Case(name, workers, ready_jobs, claim_and_finish(at_a_time), raw_claim_and_finish(at_a_time))
+
+
 CASES = (
-    Case("enqueue, one at a time, 1 connection", 1, 0, enqueue_one, raw_enqueue_one),
-    Case(f"enqueue, batches of {ENQUEUE_BATCH}, 1 connection", 1, 0, enqueue_batch, raw_enqueue_batch),
-    Case("claim + finish, one at a time, 1 worker", 1, 10_000, claim_and_finish(1), raw_claim_and_finish(1)),
-    Case("claim + finish, one at a time, 8 workers", 8, 20_000, claim_and_finish(1), raw_claim_and_finish(1)),
-    Case(f"claim + finish, {BATCH} at a time, 1 worker", 1, 40_000, claim_and_finish(BATCH), raw_claim_and_finish(BATCH)),
-    Case(f"claim + finish, {BATCH} at a time, 8 workers", 8, 80_000, claim_and_finish(BATCH), raw_claim_and_finish(BATCH)),
-)  # fmt: skip
+    Case("enqueue, 1 at a time, 1 connection", 1, 0, enqueue_one, raw_enqueue_one),
+    Case(f"enqueue, {ENQUEUE_BATCH} at a time, 1 connection", 1, 0, enqueue_batch, raw_enqueue_batch),
+    claim_case(workers=1, at_a_time=1, ready_jobs=10_000),
+    claim_case(workers=8, at_a_time=1, ready_jobs=20_000),
+    claim_case(workers=1, at_a_time=BATCH, ready_jobs=40_000),
+    claim_case(workers=8, at_a_time=BATCH, ready_jobs=80_000),
+)
 
 
 async def prepare(conn: asyncpg.Connection, ready_jobs: int) -> None:

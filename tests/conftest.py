@@ -121,3 +121,16 @@ async def make_crib(postgres_dsn: str, **settings: Any) -> AsyncIterator[Crib]:
     finally:
         await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await admin.close()
+
+
+@pytest.fixture
+async def fresh_dsn(postgres_dsn: str) -> AsyncIterator[str]:
+    """The DSN of an empty database, for processes that migrate it themselves."""
+    name = f"empty_{secrets.token_hex(6)}"
+    admin = await asyncpg.connect(postgres_dsn)
+    await admin.execute(f"CREATE DATABASE {name}")
+    try:
+        yield _dsn_of(postgres_dsn, name)
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()

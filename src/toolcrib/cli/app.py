@@ -48,10 +48,11 @@ class _Root(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the arguments name."""
         name, found, rest = super().resolve_command(ctx, args)
-        return name, _load(name) if name and found else found, rest
+        return name, load(name) if name and found else found, rest
 
 
-def _load(name: str) -> Any:
+def load(name: str) -> Any:
+    """The command of this name, its module loaded."""
     entry = COMMANDS[name]
     found = getattr(importlib.import_module(f"toolcrib.cli.{entry.module}"), entry.attribute)
     if isinstance(found, typer.Typer):

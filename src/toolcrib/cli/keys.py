@@ -15,7 +15,7 @@ from toolcrib.cli.first_start import keep_cli_key, print_first_start
 from toolcrib.cli.loop import run
 from toolcrib.cli.options import Data, Json, load_settings
 from toolcrib.cli.output import print_json, print_panel, print_table, say, waiting, wants_json
-from toolcrib.core.auth import SCOPES, Actor
+from toolcrib.core.auth import ALL, SCOPES, Actor
 from toolcrib.core.db import Database, ReadTx
 from toolcrib.core.log import configure_logging
 from toolcrib.core.postgres import PostgresError, cluster_of
@@ -45,7 +45,7 @@ def create(
         list[str] | None,
         typer.Option(
             "--scope",
-            help=f"What it may do, repeatable: {', '.join(SCOPES)}, or '*' for everything. Default: tools:call.",
+            help=f"What it may do, repeatable: {', '.join(SCOPES)}, or '*' for everything (default).",
             show_default=False,
         ),
     ] = None,
@@ -61,15 +61,15 @@ def create(
     """Make an API key and print it, once: only a hash of it is kept.
 
     Examples:
-        toolcrib key create --name 'my agent' --expires 90d
+        toolcrib key create --name 'my agent' --scope tools:call --expires 90d
         toolcrib key create --name ci --scope tool_sets:read --scope tool_sets:write
-        export TOOLCRIB_API_KEY=$(toolcrib key create --scope '*' --json | jq -r .api_key)
+        export TOOLCRIB_API_KEY=$(toolcrib key create --json | jq -r .api_key)
     """
     expires_at = expiry(expires, datetime.now(UTC)) if expires else None
     key, text = make_key(
         load_settings(data=data),
         name=name,
-        scopes=scope or ["tools:call"],
+        scopes=scope or [ALL],
         expires_at=expires_at,
         description=description,
         workspace_id=workspace,

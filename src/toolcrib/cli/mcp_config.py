@@ -22,6 +22,7 @@ from toolcrib.cli.options import Data, Url, load_settings
 from toolcrib.cli.output import print_text, say
 
 _VARIABLE = "TOOLCRIB_API_KEY"
+_TO_REPLACE = "YOUR_API_KEY"
 
 
 class Client(StrEnum):
@@ -69,7 +70,7 @@ def _claude(entry: _Entry) -> str:
     bridge = ["-y", "mcp-remote", entry.url, "--header", "Authorization:${AUTH_HEADER}"]
     if entry.url.startswith("http:"):
         bridge.append("--allow-http")
-    env = {"AUTH_HEADER": entry.bearer("YOUR_API_KEY")["Authorization"]}
+    env = {"AUTH_HEADER": entry.bearer(_TO_REPLACE)["Authorization"]}
     return _json({"mcpServers": {entry.name: {"command": "npx", "args": bridge, "env": env}}})
 
 
@@ -79,7 +80,7 @@ def _claude_code(entry: _Entry) -> str:
 
 
 def _claude_code_command(entry: _Entry) -> list[str]:
-    header = f"Authorization: {entry.bearer('YOUR_API_KEY')['Authorization']}"
+    header = f"Authorization: {entry.bearer(_TO_REPLACE)['Authorization']}"
     return ["claude", "mcp", "add", "--transport", "http", entry.name, entry.url, "--header", header]
 
 
@@ -87,13 +88,10 @@ def _cursor(entry: _Entry) -> str:
     return _json({"mcpServers": {entry.name: {"url": entry.url, "headers": entry.bearer(f"${{env:{_VARIABLE}}}")}}})
 
 
-def _vscode_server(entry: _Entry) -> dict[str, Any]:
-    return {"type": "http", "url": entry.url, "headers": entry.bearer("${input:toolcrib-api-key}")}
-
-
 def _vscode(entry: _Entry) -> str:
     """Without a key VS Code asks for it once and keeps it itself."""
-    config: dict[str, Any] = {"servers": {entry.name: _vscode_server(entry)}}
+    server = {"type": "http", "url": entry.url, "headers": entry.bearer("${input:toolcrib-api-key}")}
+    config: dict[str, Any] = {"servers": {entry.name: server}}
     if entry.key is None:
         asked = {
             "type": "promptString",
@@ -106,7 +104,8 @@ def _vscode(entry: _Entry) -> str:
 
 
 def _vscode_command(entry: _Entry) -> list[str]:
-    return ["code", "--add-mcp", json.dumps({"name": entry.name, **_vscode_server(entry)})]
+    server = {"name": entry.name, "type": "http", "url": entry.url, "headers": entry.bearer(_TO_REPLACE)}
+    return ["code", "--add-mcp", json.dumps(server)]
 
 
 def _windsurf(entry: _Entry) -> str:
@@ -115,7 +114,7 @@ def _windsurf(entry: _Entry) -> str:
 
 
 def _zed(entry: _Entry) -> str:
-    return _json({"context_servers": {entry.name: {"url": entry.url, "headers": entry.bearer("YOUR_API_KEY")}}})
+    return _json({"context_servers": {entry.name: {"url": entry.url, "headers": entry.bearer(_TO_REPLACE)}}})
 
 
 def _gemini(entry: _Entry) -> str:
@@ -123,7 +122,7 @@ def _gemini(entry: _Entry) -> str:
 
 
 def _gemini_command(entry: _Entry) -> list[str]:
-    header = f"Authorization: {entry.bearer('YOUR_API_KEY')['Authorization']}"
+    header = f"Authorization: {entry.bearer(_TO_REPLACE)['Authorization']}"
     return ["gemini", "mcp", "add", "--scope", "user", "--transport", "http", "--header", header, entry.name, entry.url]
 
 
@@ -207,13 +206,15 @@ def mcp_config(
     elif key is None:
         key = _new_key(client, url, data)
     entry = _Entry(name, target, key)
-    if command and known.command is not None:
-        print_text(shlex.join(known.command(entry)))
-        return
-    print_text(known.render(entry))
-    say(f"For {known.title}: {known.file}.")
-    if key is None and "YOUR_API_KEY" not in known.render(entry):
-        say("It takes the key from its environment or asks; `toolcrib key create` makes one.")
+    printed = shlex.join(known.command(entry)) if command and known.command else known.render(entry)
+    print_text(printed)
+    if not command:
+        say(f"For {known.title}: {known.file}.")
+    if _TO_REPLACE in printed:
+        say(f"Put a key in the place of {_TO_REPLACE}; `toolcrib key create` makes one.")
+    elif key is None:
+        where = "asks for the key" if client is Client.VSCODE else f"takes the key from the variable {_VARIABLE}"
+        say(f"{known.title} {where}; `toolcrib key create` makes one.")
 
 
 def _new_key(client: Client, url: str | None, data: Path | None) -> str:

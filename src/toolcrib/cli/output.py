@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_GAP = "  "
+_LEAST = 20  # columns of a terminal that the last cell keeps however narrow it is
 
 words = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -48,19 +50,27 @@ def print_text(text: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) -> None:
-    """Print rows under headings, the last column cut to what the terminal has room for; `empty` if there are none."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str = "", cut_last: bool = True
+) -> None:
+    """Print rows under headings; `empty` is said if there are none.
+
+    The last column is cut to what the terminal has room for, the others never: what people copy stays whole.
+    """
     if not rows:
-        say(empty)
+        if empty:
+            say(empty)
         return
+    lines = [tuple(columns), *(tuple(printable(cell).replace("\n", " ") for cell in row) for row in rows)]
+    widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns) - 1)]
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, column in enumerate(columns):
-        last = i == len(columns) - 1
-        table.add_column(column, no_wrap=True, overflow="ellipsis" if last else "fold", ratio=1 if last else None)
-    for row in rows:
-        table.add_row(*(Text(printable(cell).replace("\n", " ")) for cell in row))
-    console.print(table)
+    room = max(console.width - sum(widths) - len(_GAP) * len(widths), _LEAST)
+    for number, line in enumerate(lines):
+        last = line[-1]
+        if cut_last and cell_len(last) > room:
+            last = set_cell_size(last, room - 1).rstrip() + "…"
+        text = _GAP.join([*map(set_cell_size, line, widths), last]).rstrip()
+        console.print(Text(text, style="bold" if number == 0 else ""), soft_wrap=True)
 
 
 def print_panel(text: str, title: str, style: str = "green") -> None:

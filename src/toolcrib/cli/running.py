@@ -6,6 +6,7 @@ it, because a server without its worker only looks well.
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -78,7 +79,45 @@ async def running(ready: Ready, parts: Parts, *, sock: socket.socket | None, wor
 
     server: _Server | None = None
     if sock is not None:
-        config = uvicorn.Config(
+        server = _server(parts)
+        start("web", server.serve(sockets=[sock]))
+    if work:
+        start("worker", build_worker(parts).run(stop))
+        start("keeper", build_keeper(parts).run(stop))
+    # also when attached: whoever started PostgreSQL may stop first (`toolcrib key` does), and then it is ours to start
+    watch = asyncio.create_task(ready.postgres.watch()) if ready.postgres else None
+    remove = _on_signals(stop.set)
+    try:
+        if server is not None:
+            while not server.started and not stop.is_set():  # noqa: ASYNC110 - uvicorn sets no event
+                await asyncio.sleep(0.005)
+        gc.freeze()  # what was made to start lives as long as the process: searching it for garbage only costs pauses
+        yield served
+    finally:
+        remove()
+        stop.set()
+        parts.deps.closing.set()
+        if server is not None:
+            server.should_exit = True
+        await _end(names, watch)
+
+
+async def _end(names: dict[asyncio.Task[None], str], watch: asyncio.Task[None] | None) -> None:
+    """Wait for the parts, cancel those that take too long, and log what died."""
+    done, late = await asyncio.wait(names, timeout=_GRACE_S + 5) if names else (set(), set())
+    if watch is not None:
+        late.add(watch)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    for task in done:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("part.died", part=names[task], exc_info=error)
+
+
+def _server(parts: Parts) -> _Server:
+    return _Server(
+        uvicorn.Config(
             build_app(parts),
             loop="none",
             http="httptools",
@@ -92,33 +131,7 @@ async def running(ready: Ready, parts: Parts, *, sock: socket.socket | None, wor
             timeout_graceful_shutdown=_GRACE_S,
             h11_max_incomplete_event_size=64 * 1024,
         )
-        server = _Server(config)
-        start("web", server.serve(sockets=[sock]))
-    if work:
-        start("worker", build_worker(parts).run(stop))
-        start("keeper", build_keeper(parts).run(stop))
-    watch = asyncio.create_task(ready.postgres.watch()) if ready.postgres and ready.postgres.owned else None
-    remove = _on_signals(stop.set)
-    try:
-        if server is not None:
-            while not server.started and not stop.is_set():
-                await asyncio.sleep(0.005)
-        yield served
-    finally:
-        remove()
-        stop.set()
-        parts.deps.closing.set()
-        if server is not None:
-            server.should_exit = True
-        done, late = await asyncio.wait(names, timeout=_GRACE_S + 5) if names else (set(), set())
-        for task in late:
-            task.cancel()
-        if watch is not None:
-            watch.cancel()
-        await asyncio.gather(*late, *([watch] if watch else []), return_exceptions=True)
-        for task in done:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.error("part.died", part=names[task], exc_info=error)
+    )
 
 
 def _on_signals(handle: Callable[[], None]) -> Callable[[], None]:

@@ -162,8 +162,7 @@ def _report(server: Server, tool_set: ToolSetEntry, outcome: SyncOutcome | None,
         )
     elif outcome is None or outcome.ok:
         rows = [(t.name, t.status, "required" if t.requires_approval else "-", t.description.strip()) for t in tools]
-        if rows:
-            print_table(("NAME", "STATUS", "APPROVAL", "DESCRIPTION"), rows, empty="")
+        print_table(("NAME", "STATUS", "APPROVAL", "DESCRIPTION"), rows)
     say(f"Added {tool_set.name} ({tool_set.id}), also at {tool_set.mcp_url}.")
     if outcome is None:
         if tool_set.kind == "http":

@@ -108,13 +108,22 @@ def sets(as_json: Json = False, data: Data = None, url: Url = None, api_key: Api
         print_json([as_dict(tool_set) for tool_set in found])
         return
     rows = [
-        (s.name, s.kind or "-", s.available, s.filtered or "-", local_time(s.last_sync_at) or "-", f"/mcp/{s.slug}", s.id)
+        (
+            s.name,
+            s.kind or "-",
+            s.available,
+            s.filtered or "-",
+            local_time(s.last_sync_at) or "-",
+            f"/mcp/{s.slug}",
+            s.id,
+        )
         for s in found
     ]
     print_table(
         ("NAME", "KIND", "TOOLS", "FILTERED", "LAST SYNC", "MCP PATH", "ID"),
         rows,
         empty="There are no tool sets. `toolcrib tools add URL` adds one.",
+        cut_last=False,
     )
 
 

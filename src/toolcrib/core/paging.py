@@ -6,7 +6,7 @@ A cursor is opaque to callers: the sort key of the last item, so that pages stay
 import base64
 import binascii
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Generic, Literal, TypeVar
 
 import msgspec
@@ -46,10 +46,15 @@ def decode_cursor(cursor: str) -> Position:
     Raises:
         Invalid: it is not one of our cursors.
     """
+    position: Position | None
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=Position)
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
-        raise Invalid("paging.cursor_invalid", "The cursor is not one that a page returned.", field="cursor") from None
+        position = msgspec.json.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=Position)
+        position.at.astimezone(UTC)  # raises for a year that no clock shows
+    except (binascii.Error, ValueError, OverflowError, msgspec.MsgspecError):
+        position = None
+    if position is None or position.at.tzinfo is None or "\0" in position.id:
+        raise Invalid("paging.cursor_invalid", "The cursor is not one that a page returned.", field="cursor")
+    return position
 
 
 def page_size(limit: int | None) -> int:

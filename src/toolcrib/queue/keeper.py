@@ -201,7 +201,7 @@ class Keeper:
         """Look at the table anew when it has grown fast.
 
         Connections keep the plans they made while it was small, which read all of it; autovacuum ends that in a minute
-        or two, and until then a burst of 200,000 jobs was claimed at 60 jobs a second instead of 1,200 (measured).
+        or two. Measured: after a burst of 200,000 jobs, 20 to 60 claims a second until then, 1,200 to 1,400 with this.
         """
         grown = await self.database.pool.fetchval(
             "SELECT pg_relation_size(oid) / current_setting('block_size')::integer > 4 * greatest(relpages, 64)"

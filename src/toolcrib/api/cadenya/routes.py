@@ -1,10 +1,12 @@
 """The routes of both editions: parse, one domain verb, render."""
 
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from pydantic import AfterValidator
 
 from toolcrib.api.cadenya.convert import (
     STATES,
@@ -46,8 +48,10 @@ Prefix = Annotated[str | None, Query(description="only names that begin with thi
 SortOrder = Annotated[str | None, Query(alias="sortOrder", description="asc or desc, by creation time")]
 Labels = Annotated[str | None, Query(description="later edition: key=value, comma-separated")]
 Search = Annotated[str | None, Query(description="later edition: text that the name has")]
-ToolSetId = Annotated[str, Path(alias="toolSetId", description="an id, or external_id:<value>")]
-Id = Annotated[str, Path(alias="id", description="an id, or external_id:<value>")]
+ToolSetId = Annotated[
+    str, AfterValidator(unquote), Path(alias="toolSetId", description="an id, or external_id:<value>")
+]
+Id = Annotated[str, AfterValidator(unquote), Path(alias="id", description="an id, or external_id:<value>")]
 _NUL = "\0"
 
 

@@ -25,8 +25,9 @@ def merge_update(current: dict[str, Any], sent: dict[str, Any], mask: str | None
     Raises:
         Invalid: the mask names a member that does not exist.
     """
+    sent = {name: sent[name] for name in ("metadata", "spec") if sent.get(name) is not None}
     if mask is None or not mask.strip():
-        if sent.get("metadata") is not None and "name" not in sent["metadata"]:
+        if "metadata" in sent and "name" not in sent["metadata"]:
             raise Invalid("name.missing", "metadata.name: Field required", field="metadata.name")
         return _merge(current, sent, "")
     merged = current
@@ -77,16 +78,15 @@ def _merge(current: Any, sent: Any, at: str) -> Any:
 
 
 def _set(current: Any, sent: Any, path: list[str], at: str) -> Any:
+    """`current` with the member at `path` as it was sent; one that was not sent is cleared."""
     name, *rest = path
     merged = dict(current) if isinstance(current, dict) else {}
     value = sent.get(name) if isinstance(sent, dict) else None
     here = f"{at}.{name}".lstrip(".")
-    if at in _UNIONS:
-        merged = {name: merged[name]} if name in merged else {}
-    if rest:
-        merged[name] = _set(merged.get(name), value, rest, here)
-    elif value is None:
+    if value is None and (not rest or name not in merged):
         merged.pop(name, None)
-    else:
-        merged[name] = value
+        return merged if at else {**merged, name: {}}
+    if value is not None and name in _UNIONS.get(at, ()):
+        merged = {name: merged[name]} if name in merged else {}
+    merged[name] = _set(merged.get(name), value, rest, here) if rest else value
     return merged
