@@ -28,9 +28,11 @@ async def client_of(
     crib: Crib, mode: str, path: str = "/mcp", key: str | None = None, **options: Any
 ) -> AsyncIterator[Client]:
     headers = {"Authorization": f"Bearer {key or crib.api_key}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=20) as http:
-        async with Client(streamable_http_client(crib.url + path, http_client=http), mode=mode, **options) as client:
-            yield client
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=20) as http,
+        Client(streamable_http_client(crib.url + path, http_client=http), mode=mode, **options) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="module")

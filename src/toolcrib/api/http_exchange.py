@@ -1,8 +1,8 @@
 """One HTTP request on plain ASGI, for the hot doors: tool calls over MCP and REST."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar, cast
 
 from starlette.types import Receive, Scope, Send
 
@@ -60,7 +60,7 @@ class Exchange:
             pass
 
 
-async def run_unless_gone(exchange: Exchange, work: Coroutine[Any, Any, T]) -> T:
+async def run_unless_gone(exchange: Exchange, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client goes away first.
 
     Most calls end before anybody loses patience, so the connection is watched only after a moment.
@@ -68,20 +68,41 @@ async def run_unless_gone(exchange: Exchange, work: Coroutine[Any, Any, T]) -> T
     Raises:
         ClientGone: the client went away.
     """
-    task = asyncio.create_task(work)
+    watch = _Watch(exchange)
     try:
-        done, _ = await asyncio.wait({task}, timeout=_PATIENCE_S)
-        if done:
-            return task.result()
-        gone = asyncio.create_task(exchange.wait_gone())
-        try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if watch.gone and watch.task.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+        watch.end()
+
+
+class _Watch:
+    """Cancels the task that made it when the client closes the connection, until `end`."""
+
+    __slots__ = ("_exchange", "_timer", "_watcher", "gone", "task")
+
+    def __init__(self, exchange: Exchange) -> None:
+        loop = asyncio.get_running_loop()
+        self.task = cast("asyncio.Task[object]", asyncio.current_task(loop))
+        self.gone = False
+        self._exchange = exchange
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = loop.call_later(_PATIENCE_S, self._begin)
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._exchange.wait_gone())
+        self._watcher.add_done_callback(self._left)
+
+    def _left(self, watcher: "asyncio.Task[None]") -> None:
+        if self._watcher is watcher and not watcher.cancelled():
+            self.gone = True
+            self.task.cancel()
+
+    def end(self) -> None:
+        self._timer.cancel()
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()

@@ -58,7 +58,7 @@ class Root:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                telemetry.HTTP_REQUESTS.labels(dialect, message["status"]).inc()
+                telemetry.http_requests(dialect, message["status"]).inc()
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", rid.encode())]
             await send(message)
 

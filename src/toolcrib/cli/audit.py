@@ -34,7 +34,8 @@ def audit(
     """
     server = Server.find(url=url, api_key=api_key, data=data)
     tool_set_id = find_tool_set(server, tool_set).id if tool_set else None
-    calls = server.get("/api/tool-calls", tool=tool, tool_set_id=tool_set_id, outcome=outcome, limit=limit)["data"]
+    asked = {"tool": tool, "tool_set_id": tool_set_id, "outcome": outcome, "limit": limit}
+    calls = server.get("/api/tool-calls", expects="data", **asked)["data"]
     if wants_json(as_json):
         print_json(calls)
         return

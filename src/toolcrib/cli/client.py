@@ -71,14 +71,16 @@ class Server:
         """Whether the server runs on this machine."""
         return urlsplit(self.url).hostname in _LOOPBACK
 
-    def get(self, path: str, **query: Any) -> Any:
-        """The answer to GET; parameters that are None are left out."""
+    def get(self, path: str, *, expects: str, **query: Any) -> Any:
+        """The answer to GET, an object that has the member `expects`; parameters that are None are left out."""
         given = {name: value for name, value in query.items() if value is not None}
-        return self._request("GET", f"{path}?{urlencode(given)}" if given else path, None)
+        return self._request("GET", f"{path}?{urlencode(given)}" if given else path, None, expects=expects)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
-        """The answer to POST."""
-        return self._request("POST", path, {} if body is None else body, timeout_s=timeout_s)
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, *, expects: str, timeout_s: float | None = None
+    ) -> Any:
+        """The answer to POST, an object that has the member `expects`."""
+        return self._request("POST", path, {} if body is None else body, expects=expects, timeout_s=timeout_s)
 
     def delete(self, path: str) -> None:
         """Delete what is there."""
@@ -88,7 +90,7 @@ class Server:
         """Every item of a list that comes by cursor."""
         cursor = None
         while True:
-            page = self.get(path, cursor=cursor, limit=200, **query)
+            page = self.get(path, expects="items", cursor=cursor, limit=200, **query)
             yield from page["items"]
             cursor = page["pagination"]["nextCursor"]
             if not cursor:
@@ -98,7 +100,8 @@ class Server:
         """The tools that this key may call, as MCP describes them; asks for no more than the scope tools:call."""
         params: dict[str, Any] = {}
         while True:
-            answer = self.post("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params})
+            request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params}
+            answer = self.post("/mcp", request, expects="jsonrpc")
             if "error" in answer:
                 raise Refused(answer["error"]["message"], 403)
             yield from answer["result"]["tools"]
@@ -106,7 +109,9 @@ class Server:
                 return
             params = {"cursor": cursor}
 
-    def _request(self, method: str, path: str, body: Any, *, timeout_s: float | None = None) -> Any:
+    def _request(
+        self, method: str, path: str, body: Any, *, expects: str | None = None, timeout_s: float | None = None
+    ) -> Any:
         headers = {"Accept": "application/json", "User-Agent": f"toolcrib-cli/{__version__}"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -129,7 +134,7 @@ class Server:
             ) from None
         except (ValueError, UnicodeError):
             raise CommandFailed("The API key has characters that no key has.", WRONG) from None
-        return self._read(status, text)
+        return self._read(status, text, expects)
 
     def _exchange(
         self, method: str, target: str, content: bytes | None, headers: dict[str, str], timeout_s: float
@@ -149,22 +154,22 @@ class Server:
                 raise
             return self._exchange(method, target, content, headers, timeout_s)  # the server had closed an idle one
 
-    def _read(self, status: int, text: bytes) -> Any:
+    def _read(self, status: int, text: bytes, expects: str | None) -> Any:
         try:
             value = json.loads(text) if text else None
         except ValueError:
-            value = text
-        if 200 <= status < 300 and not isinstance(value, bytes):
-            return value
-        said = _message(value)
-        if said is None:
-            raise CommandFailed(
-                f"What answers at {self.url} is no Toolcrib server (HTTP {status}). Name the right one with --url.",
-                UNREACHABLE,
-            )
-        if status == 401:
-            said += " Give one with --api-key or TOOLCRIB_API_KEY; `toolcrib key create` makes one."
-        raise Refused(said, status)
+            value = None
+        if 200 <= status < 300:
+            if expects is None or (isinstance(value, dict) and expects in value):
+                return value
+        elif (said := _message(value)) is not None:
+            if status == 401:
+                said += " Give one with --api-key or TOOLCRIB_API_KEY; `toolcrib key create` makes one."
+            raise Refused(said, status)
+        raise CommandFailed(
+            f"What answers at {self.url} is no Toolcrib server (HTTP {status}). Name the right one with --url.",
+            UNREACHABLE,
+        )
 
 
 def _message(value: Any) -> str | None:

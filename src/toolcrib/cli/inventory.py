@@ -115,7 +115,9 @@ class SyncWatch:
 
 
 def _newest_events(server: Server, tool_set: ToolSetEntry) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = server.get(f"{tool_set.path}/events", sortOrder="desc", limit=20)["items"]
+    found: list[dict[str, Any]] = server.get(f"{tool_set.path}/events", expects="items", sortOrder="desc", limit=20)[
+        "items"
+    ]
     return found
 
 
@@ -176,11 +178,10 @@ def find_tool_set(server: Server, name: str) -> ToolSetEntry:
 
 
 def _matching(known: list[ToolSetEntry], name: str) -> ToolSetEntry | None:
-    for exact in ("id", "external_id", "slug"):
-        for tool_set in known:
-            if getattr(tool_set, exact) == name:
-                return tool_set
-    named = [tool_set for tool_set in known if tool_set.name == name]
+    for tool_set in known:
+        if name in {tool_set.id, tool_set.external_id}:
+            return tool_set
+    named = [tool_set for tool_set in known if name in {tool_set.slug, tool_set.name}]
     if len(named) > 1:
         raise CommandFailed(f"Several tool sets are called {name!r}; name one by its id: {_ids(named)}.")
     return named[0] if named else None

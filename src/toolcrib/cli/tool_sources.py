@@ -131,7 +131,7 @@ def add(
         "metadata": _metadata(name, label, external_id),
         "spec": {"adapter": adapter, "description": description},
     }
-    tool_set = tool_set_entry(server, server.post("/v1/tool_sets", body))
+    tool_set = tool_set_entry(server, server.post("/v1/tool_sets", body, expects="metadata"))
     outcome = None if http is not None or no_wait else SyncWatch(server, tool_set).wait(timeout)
     _report(server, tool_set, outcome, as_json=as_json)
 
@@ -150,7 +150,7 @@ def _command(words: list[str], env: dict[str, str], cwd: Path | None, server: Se
 def _report(server: Server, tool_set: ToolSetEntry, outcome: SyncOutcome | None, *, as_json: bool) -> None:
     """Say what was added and what it offers."""
     if outcome is not None:
-        tool_set = tool_set_entry(server, server.get(tool_set.path))
+        tool_set = tool_set_entry(server, server.get(tool_set.path, expects="metadata"))
     tools = [tool for tool in tools_of(server, tool_set) if tool.status != "archived"] if outcome else []
     if wants_json(as_json):
         print_json(
@@ -328,7 +328,7 @@ def add_http(
         "config": {"http": {member: value for member, value in config.items() if value is not None}},
     }
     body_ = {"metadata": _metadata(name, label, external_id), "spec": spec}
-    wire = server.post(f"{found.path}/tools", body_)
+    wire = server.post(f"{found.path}/tools", body_, expects="metadata")
     _report_tool(tool_entry(wire, found.slug), wire["info"]["signature"], as_json=as_json)
 
 

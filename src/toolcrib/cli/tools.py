@@ -207,7 +207,7 @@ def call(
         arguments |= read_arguments(arg, offered.get("inputSchema", {}))
     with waiting(f"Calling {name} ..."):
         path = f"/api/tools{path_of(name)}/call"
-        result = server.post(path, {"arguments": arguments}, timeout_s=_LONGEST_CALL_S)["data"]
+        result = server.post(path, {"arguments": arguments}, expects="data", timeout_s=_LONGEST_CALL_S)["data"]
     if wants_json(as_json):
         print_json(result)
     else:
@@ -259,7 +259,7 @@ def sync(
     chosen = [find_tool_set(server, name)] if name else [s for s in tool_sets(server) if s.kind in {"mcp", "stdio"}]
     watches = [SyncWatch.before_asking(server, tool_set) for tool_set in chosen]
     for tool_set in chosen:
-        server.post(f"{tool_set.path}:sync")
+        server.post(f"{tool_set.path}:sync", expects="metadata")
     outcomes = [SyncOutcome("asked", "") if no_wait else watch.wait(timeout) for watch in watches]
     if wants_json(as_json):
         done = zip(chosen, outcomes, strict=True)
@@ -321,7 +321,7 @@ def events(
     """
     server = Server.find(url=url, api_key=api_key, data=data)
     tool_set = find_tool_set(server, name)
-    page = server.get(f"{tool_set.path}/events", sortOrder="desc", limit=limit)["items"]
+    page = server.get(f"{tool_set.path}/events", expects="items", sortOrder="desc", limit=limit)["items"]
     found = []
     for wire in page:
         event = wire["event"]

@@ -3,6 +3,8 @@
 Label values come from small fixed sets (never from a caller's text), so that metrics cannot grow without bound.
 """
 
+import functools
+
 from opentelemetry import trace
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -20,3 +22,7 @@ SYNCS = Counter("toolcrib_tool_set_syncs_total", "Syncs of MCP tool sets", ["out
 JOBS = Gauge("toolcrib_jobs", "Jobs in the queue", ["queue", "state"])
 UPSTREAM_SESSIONS = Gauge("toolcrib_upstream_sessions", "Warm sessions to MCP servers")
 
+# A series is looked up once: on every request that would cost more than counting.
+http_requests = functools.cache(HTTP_REQUESTS.labels)
+tool_calls = functools.cache(TOOL_CALLS.labels)
+tool_call_seconds = functools.cache(TOOL_CALL_SECONDS.labels)

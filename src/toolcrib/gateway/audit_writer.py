@@ -42,12 +42,6 @@ def shown_arguments(arguments: bytes) -> str:
     return text.replace("\\u0000", "\\ufffd")  # PostgreSQL keeps no NUL
 
 
-def _retrieve(future: asyncio.Future[None]) -> None:
-    """A caller that was cancelled no longer asks; the failure was logged."""
-    if not future.cancelled():
-        future.exception()
-
-
 class AuditWriter:
     """Collects rows and commits them; `write` returns when the row is durable."""
 
@@ -57,13 +51,12 @@ class AuditWriter:
         self._flusher: asyncio.Task[None] | None = None
 
     async def write(self, row: AuditRow) -> None:
-        """Store one row; raises what the database raises."""
+        """Store one row; raises what the database raises. A caller that is cancelled stops waiting, its row stays."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_retrieve)
         self._waiting.append((row, future))
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush(), name="audit")
-        await asyncio.shield(future)
+        await future
 
     async def close(self) -> None:
         """Wait for the rows that are under way."""

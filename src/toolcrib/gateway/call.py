@@ -130,8 +130,8 @@ class ToolCalls:
                 raise
             finally:
                 row = _row(actor, request, tool, outcome, error_code, size, started, called_at)
-                telemetry.TOOL_CALLS.labels(request.door, outcome).inc()
-                telemetry.TOOL_CALL_SECONDS.labels(request.door).observe(row[11] / 1e6)
+                telemetry.tool_calls(request.door, outcome).inc()
+                telemetry.tool_call_seconds(request.door).observe(row[11] / 1e6)
                 await self._record(row)
             return result
 
@@ -162,7 +162,7 @@ class ToolCalls:
 
     async def _record(self, row: AuditRow) -> None:
         try:
-            await asyncio.shield(self._audit.write(row))
+            await self._audit.write(row)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise Unavailable(
                 "audit.unavailable", "The call could not be recorded, so its result is withheld."

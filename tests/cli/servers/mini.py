@@ -27,6 +27,12 @@ def broken() -> str:
 
 
 @mcp.tool()
+def sealed() -> str:
+    """Do what a person must approve."""
+    return "done"
+
+
+@mcp.tool()
 def delete_all() -> str:
     """Delete everything."""
     return "gone"
