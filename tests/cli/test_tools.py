@@ -123,11 +123,12 @@ def test_an_http_api_gets_tools_that_send_what_they_say(crib: Crib, upstream: Up
     assert upstream.seen[-1]["headers"]["x-key"] == "sec:ret"
 
     schema = {"type": "object", "properties": {"id": {"type": "integer"}, "n": {"type": "integer"}}}
-    crib.run(
+    noted = crib.run(
         *("tools", "add-http", "orders", "note", "-X", "post", "--path", "/orders/{id}/notes"),
         *("--body-template", '{"n": {{ n }}}', "--parameters", json.dumps(schema)),
-    ).json  # noqa: B018 - fails unless it worked
-    crib.run("tools", "call", "note", "-a", "id=7", "-a", "n=3").json  # noqa: B018
+    )
+    assert noted.json["config"]["http"]["requestMethod"] == "POST"
+    assert crib.run("tools", "call", "note", "-a", "id=7", "-a", "n=3").code == 0
     assert (upstream.seen[-1]["method"], upstream.seen[-1]["path"]) == ("POST", "/v2/orders/7/notes")
     assert upstream.seen[-1]["body"] == '{"n": 3}'
 

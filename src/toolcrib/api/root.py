@@ -8,6 +8,8 @@ import structlog
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client import generate_latest
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolcrib import __version__
@@ -21,6 +23,12 @@ from toolcrib.core.ids import new_id
 from toolcrib.errors import NotFound
 
 _log = structlog.get_logger(__name__)
+_ASSETS = "/docs/assets/"
+_DOCS_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Toolcrib API</title>
+<meta name="viewport" content="width=device-width"><style>body{font:16px/1.5 system-ui;margin:3rem auto;max-width:40rem;
+padding:0 1rem}code{background:#eee;padding:.1em .3em;border-radius:3px}</style><h1>Toolcrib API</h1>
+<ul>ITEMS</ul><p>MCP is at <code>/mcp</code> and <code>/mcp/{tool set}</code>, metrics at <code>/metrics</code>. Sign in
+with <code>Authorization: Bearer &lt;API key&gt;</code> or <code>X-API-Key</code>.</p></html>"""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
@@ -38,6 +46,7 @@ class Root:
     ) -> None:
         self._mcp, self._cadenya, self._orkosi = mcp, cadenya, orkosi
         self._cadenya_calls, self._orkosi_calls = cadenya_calls, orkosi_calls
+        self._assets = StaticFiles(packages=[("fastapi_offline", "static")])  # a docs page asks nobody else's server
         self._documents: Mapping[str, FastAPI] = {"cadenya": cadenya, "orkosi": orkosi}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +60,7 @@ class Root:
         asked = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"").decode("latin-1")
         rid = asked if _REQUEST_ID.fullmatch(asked) else new_id("req")
         token = request_id.set(rid)
-        dialect, app = self._route(scope["path"])
+        dialect, app = self._route(scope["path"], scope["method"])
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -74,11 +83,12 @@ class Root:
         finally:
             request_id.reset(token)
 
-    def _route(self, path: str) -> tuple[str, ASGIApp]:
+    def _route(self, path: str, method: str) -> tuple[str, ASGIApp]:
         if path == "/mcp" or path.startswith("/mcp/"):
             return "mcp", self._mcp
         if path.startswith(("/v1/tool_sets", "/v1/workspaces/")):
-            return "cadenya", self._cadenya_calls if is_call(path) else self._cadenya
+            # by method too: a tool may be addressed as `external_id:call`
+            return "cadenya", self._cadenya_calls if method == "POST" and is_call(path) else self._cadenya
         if path.startswith("/api/"):
             tools = path.startswith("/api/tools/") and is_call(path)
             return "orkosi", self._orkosi_calls if tools else self._orkosi
@@ -96,11 +106,25 @@ class Root:
         elif path.startswith("/openapi/") and (app := self._documents.get(path[9:].removesuffix(".json"))):
             await json_response(app.openapi())(scope, receive, send)
         elif path.startswith("/docs/") and path[6:] in self._documents:
-            page = get_swagger_ui_html(openapi_url=f"/openapi/{path[6:]}.json", title=f"Toolcrib {path[6:]}")
+            page = get_swagger_ui_html(
+                openapi_url=f"/openapi/{path[6:]}.json",
+                title=f"Toolcrib {path[6:]}",
+                swagger_js_url=f"{_ASSETS}swagger-ui-bundle.js",
+                swagger_css_url=f"{_ASSETS}swagger-ui.css",
+                swagger_favicon_url=f"{_ASSETS}favicon.png",
+            )
             await page(scope, receive, send)
+        elif path.startswith(_ASSETS):
+            await self._asset(scope, receive, send)
         elif path in {"/docs", "/docs/"}:
             await exchange.reply(self._docs_page(), media=b"text/html; charset=utf-8")
         else:
+            await render(NotFound("request.path", "There is nothing at this path."))(scope, receive, send)
+
+    async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._assets({**scope, "path": scope["path"].removeprefix(_ASSETS[:-1])}, receive, send)
+        except HTTPException:
             await render(NotFound("request.path", "There is nothing at this path."))(scope, receive, send)
 
     def _index(self) -> dict[str, Any]:
@@ -115,7 +139,7 @@ class Root:
 
     def _docs_page(self) -> bytes:
         items = "".join(f'<li><a href="/docs/{name}">{app.title}</a></li>' for name, app in self._documents.items())
-        return f"<!doctype html><title>Toolcrib API</title><h1>Toolcrib API</h1><ul>{items}</ul>".encode()
+        return _DOCS_PAGE.replace("ITEMS", items).encode()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

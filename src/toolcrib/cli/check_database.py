@@ -89,7 +89,7 @@ def _programs(settings: Settings) -> Finding:
     if made_by is not None and made_by != version.partition(".")[0]:
         detail = f"the data was made by PostgreSQL {made_by}, the programs are of {version}"
         return Finding(name, "fail", detail, f"Point TOOLCRIB_POSTGRES_BIN at the programs of PostgreSQL {made_by}.")
-    return Finding(name, "ok", f"PostgreSQL {version}")
+    return Finding(name, "ok", f"PostgreSQL {version} in {folder}")
 
 
 def _unreachable(error: Exception) -> Finding:

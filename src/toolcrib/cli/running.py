@@ -99,11 +99,13 @@ async def running(ready: Ready, parts: Parts, *, sock: socket.socket | None, wor
         parts.deps.closing.set()
         if server is not None:
             server.should_exit = True
-        await _end(names, watch)
+        if died := await _end(names, watch):
+            raise CommandFailed(f"stopped because of the {died}, which died; the log says why")
 
 
-async def _end(names: dict[asyncio.Task[None], str], watch: asyncio.Task[None] | None) -> None:
-    """Wait for the parts, cancel those that take too long, and log what died."""
+async def _end(names: dict[asyncio.Task[None], str], watch: asyncio.Task[None] | None) -> str | None:
+    """Wait for the parts, cancel those that take too long, log what died; returns the name of one that did."""
+    died = None
     done, late = await asyncio.wait(names, timeout=_GRACE_S + 5) if names else (set(), set())
     if watch is not None:
         late.add(watch)
@@ -113,6 +115,8 @@ async def _end(names: dict[asyncio.Task[None], str], watch: asyncio.Task[None] |
     for task in done:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("part.died", part=names[task], exc_info=error)
+            died = names[task]
+    return died
 
 
 def _server(parts: Parts) -> _Server:

@@ -4,13 +4,15 @@ A variable is `{{ name }}` (in paths `{name}` as well); `name` may be dotted to 
 written depends on where it stands, so no value can add a path segment, a query pair, a header or a JSON member:
 
 - path: percent-encoded, `/` included; a missing value is an error
-- query: each pair percent-encoded; a pair whose variables are all missing is left out; a list repeats the pair
+- query: variables percent-encoded, literals as they were written; a pair whose variables are all missing is left out;
+  a list that is the whole value repeats the pair
 - header: as text without control characters; a header whose variables are all missing is left out
 - JSON body: as JSON outside a string, JSON-escaped inside one; missing is `null` outside and nothing inside
 - form body: as a query; XML body: escaped; other text: as text
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -21,6 +23,7 @@ import orjson
 _DOUBLE = re.compile(r"\{\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}\}")
 _EITHER = re.compile(r"\{\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}\}|\{([A-Za-z_][\w-]*)\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_QUERY_SAFE = "%!$'()*+,;:@/?[]-._~="
 _MISSING = object()
 
 Arguments = dict[str, Any]
@@ -68,11 +71,19 @@ def _names(parts: tuple[Part, ...]) -> set[str]:
     return {part.path[0] for part in parts if isinstance(part, Variable)}
 
 
+def as_json(value: Any) -> bytes:
+    """A value as JSON. Raises TemplateError when it is nested too deep to be written."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise TemplateError(f"a value cannot be written as JSON: {error}") from None
+
+
 def as_text(value: Any) -> str:
     """A scalar as people write it, anything else as JSON."""
     if isinstance(value, str):
         return value
-    return orjson.dumps(value).decode()
+    return as_json(value).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +139,20 @@ class TextTemplate:
         parts = _parts(text)
         return cls(parts, frozenset(_names(parts)))
 
-    def values(self, arguments: Arguments) -> list[str] | None:
-        """The texts this template stands for: one, several for a lone list, None when all its variables are missing."""
+    def values(self, arguments: Arguments, write: Callable[[str], str] = str) -> list[str] | None:
+        """The texts this template stands for: one, several for a lone list, None when all its variables are missing.
+
+        `write` encodes the text of each value; literals stay as they are.
+        """
         if len(self.parts) == 1 and isinstance(self.parts[0], Variable):
             value = self.parts[0].of(arguments)
             if value is _MISSING:
                 return None
-            return [as_text(v) for v in value] if isinstance(value, list) else [as_text(value)]
+            return [write(as_text(v)) for v in value] if isinstance(value, list) else [write(as_text(value))]
         found = [p.of(arguments) for p in self.parts if isinstance(p, Variable)]
         if found and all(v is _MISSING for v in found):
             return None
-        return ["".join(p if isinstance(p, str) else _shown(p.of(arguments)) for p in self.parts)]
+        return ["".join(p if isinstance(p, str) else write(_shown(p.of(arguments))) for p in self.parts)]
 
     def header(self, arguments: Arguments) -> str | None:
         """The text as a header value, or None to leave the header out."""
@@ -152,31 +166,31 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class QueryTemplate:
-    """A query string such as `q={{ text }}&limit=10`, also used for form bodies."""
+    """A query string such as `q={{ text }}&limit=10`, also used for form bodies; each name has its equals sign."""
 
     pairs: tuple[tuple[str, TextTemplate], ...]
     names: frozenset[str]
 
     @classmethod
     def compile(cls, text: str) -> "QueryTemplate":
-        """Raises TemplateError for a fragment."""
+        """Raises TemplateError for a fragment, control characters, or a variable in the name of a pair."""
         if "#" in text:
             raise TemplateError("a query has no fragment")
+        if _CONTROL.search(text):
+            raise TemplateError("a query has no control characters")
         pairs = []
         for pair in filter(None, text.lstrip("?").split("&")):
-            name, _, value = pair.partition("=")
-            pairs.append((name, TextTemplate.compile(value)))
+            name, equals, value = pair.partition("=")
+            if _DOUBLE.search(name):
+                raise TemplateError(f"a variable stands in the value of a query pair, not in its name ({name})")
+            parts = _parts(value)
+            safe = tuple(quote(p, safe=_QUERY_SAFE) if isinstance(p, str) else p for p in parts)
+            pairs.append((quote(name, safe=_QUERY_SAFE) + equals, TextTemplate(safe, frozenset(_names(parts)))))
         return cls(tuple(pairs), frozenset().union(*(template.names for _, template in pairs)))
 
     def render(self, arguments: Arguments) -> str:
-        """The query string without its question mark; literals stay as they were written."""
-        out = []
-        for name, template in self.pairs:
-            if not template.names:
-                out.append(f"{name}={''.join(map(str, template.parts))}")
-                continue
-            out += [f"{name}={quote_plus(value)}" for value in template.values(arguments) or ()]
-        return "&".join(out)
+        """The query string without its question mark."""
+        return "&".join(f"{name}{v}" for name, t in self.pairs for v in t.values(arguments, quote_plus) or ())
 
 
 def query_of(arguments: Arguments, skip: frozenset[str] = frozenset()) -> str:
@@ -209,10 +223,13 @@ class BodyTemplate:
         parts = _json_parts(text) if syntax == "json" else _parts(text)
         template = cls(parts, None, syntax, frozenset(_names(parts)))
         if syntax == "json":
-            try:
-                orjson.loads(template.render({}))
-            except orjson.JSONDecodeError as error:
-                raise TemplateError(f"the body template gives no JSON: {error}") from None
+            # "x" is part of no escape: a variable inside one (`\\u00{{ a }}`) would change what follows it
+            filled = b"".join(p.encode() if isinstance(p, str) else b"x" if p.in_string else b'"x"' for p in parts)
+            for probe in (template.render({}), filled):
+                try:
+                    orjson.loads(probe)
+                except orjson.JSONDecodeError as error:
+                    raise TemplateError(f"the body template gives no JSON: {error}") from None
         return template
 
     def render(self, arguments: Arguments) -> bytes:
@@ -225,8 +242,8 @@ class BodyTemplate:
         value = variable.of(arguments)
         if self.syntax == "json":
             if not variable.in_string:
-                return b"null" if value is _MISSING else orjson.dumps(value)
-            return orjson.dumps(_shown(value))[1:-1]
+                return b"null" if value is _MISSING else as_json(value)
+            return as_json(_shown(value))[1:-1]
         text = _shown(value)
         return (escape(text, {'"': "&quot;", "'": "&apos;"}) if self.syntax == "xml" else text).encode()
 

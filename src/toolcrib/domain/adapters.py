@@ -22,16 +22,10 @@ Transport = Literal["auto", "http", "sse", "stdio"]
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_HEADERS = frozenset(  # set by the HTTP client itself, or about one hop only
-    [
-        "host",
-        "content-length",
-        "connection",
-        "transfer-encoding",
-        "upgrade",
-        "te",
-        "trailer",
-        "keep-alive",
-    ]
+    {
+        *("accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization"),
+        *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+    }
 )
 
 
@@ -91,12 +85,13 @@ def check_headers(headers: Mapping[str, str], field: str) -> None:
             raise Invalid("headers.name_invalid", f"{name!r} is not a header name.", field=f"{field}.{name}")
         if name.lower() in _OWN_HEADERS:
             raise Invalid("headers.reserved", f"The header {name} is set by Toolcrib itself.", field=f"{field}.{name}")
-        if any((ord(c) < 32 and c != "\t") or ord(c) == 127 or ord(c) > 255 for c in value) or len(value) > 8192:
-            raise Invalid(
-                "headers.value_invalid",
-                "A header value is one line of at most 8192 characters.",
-                field=f"{field}.{name}",
-            )
+        check_header_value(value, f"{field}.{name}")
+
+
+def check_header_value(value: str, field: str) -> None:
+    """Raise Invalid for text that no header can carry."""
+    if any((ord(c) < 32 and c != "\t") or ord(c) == 127 or ord(c) > 255 for c in value) or len(value) > 8192:
+        raise Invalid("headers.value_invalid", "A header value is one line of at most 8192 characters.", field=field)
 
 
 def check_adapter(actor: Actor, adapter: Adapter | None, *, commands: bool) -> None:

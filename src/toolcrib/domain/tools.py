@@ -5,19 +5,21 @@ unless somebody set them by hand: that choice is pinned and outlasts every sync.
 archived, keeps its names, and comes back under them.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jsonschema_rs
 import msgspec
+import orjson
 
 from toolcrib.core.auth import Actor
 from toolcrib.core.db import ReadTx, Row, Tx
 from toolcrib.core.ids import new_id
 from toolcrib.core.paging import Order, Page
 from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TemplateError
-from toolcrib.domain.adapters import McpAdapter, check_headers
+from toolcrib.domain.adapters import McpAdapter, check_header_value, check_headers
 from toolcrib.domain.names import call_name, local_name
 from toolcrib.domain.tool_filters import needs_approval, offered
 from toolcrib.domain.tool_sets import (
@@ -37,6 +39,7 @@ Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 WITH_BODY = ("POST", "PUT", "PATCH")
 _MAX_TEXT = 20_000
 _MAX_SCHEMA_BYTES = 256 * 1024
+_LEVELS_AROUND = 16  # JSON levels that answers put around a schema; the writer takes 254 in all
 
 
 class HttpConfig(msgspec.Struct, frozen=True, omit_defaults=True, tag="http", tag_field="type"):
@@ -106,22 +109,25 @@ class UpstreamTool:
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> "UpstreamTool":
-        """From a member of a tools/list result; members of a wrong type are left out."""
+        """From a member of a tools/list result; members of a wrong type, or nested too deep, are left out."""
 
-        def maybe(key: str, kind: type) -> Any:
-            value = raw.get(key)
-            return value if isinstance(value, kind) else None
+        def maybe(value: Any, kind: type) -> Any:
+            if isinstance(value, str):
+                value = value.replace("\0", "\ufffd")  # PostgreSQL keeps no NUL
+            try:
+                return value if isinstance(value, kind) and _size_of(value) else None
+            except ValueError:
+                return None
 
-        annotations = maybe("annotations", dict)
-        title = maybe("title", str) or (annotations or {}).get("title")
+        annotations = maybe(raw.get("annotations"), dict)
         return cls(
             raw["name"],
-            title if isinstance(title, str) else None,
-            maybe("description", str) or "",
-            maybe("inputSchema", dict) or {"type": "object"},
-            maybe("outputSchema", dict),
+            maybe(raw.get("title"), str) or maybe((annotations or {}).get("title"), str),
+            maybe(raw.get("description"), str) or "",
+            maybe(raw.get("inputSchema"), dict) or {"type": "object"},
+            maybe(raw.get("outputSchema"), dict),
             annotations,
-            maybe("_meta", dict),
+            maybe(raw.get("_meta"), dict),
         )
 
 
@@ -138,18 +144,27 @@ def _no_fetch(uri: str) -> Any:
     raise ValueError(f"the schema refers to {uri}, which is not part of it")
 
 
+def _size_of(value: Any) -> int:
+    """Bytes of `value` as JSON. Raises ValueError when it is nested so deep that no answer could carry it."""
+    try:
+        return len(orjson.dumps(functools.reduce(lambda inner, _: [inner], range(_LEVELS_AROUND), value)))
+    except orjson.JSONEncodeError as error:
+        raise ValueError(f"nested too deep: {error}") from None
+
+
 def _check_draft(draft: ToolDraft) -> None:
     check_identity(draft.name, draft.external_id, draft.labels)
     if len(draft.description) > _MAX_TEXT:
         raise Invalid("description.too_long", f"At most {_MAX_TEXT} characters.", field="spec.description")
-    if len(msgspec.json.encode(draft.parameters)) > _MAX_SCHEMA_BYTES:
-        raise Invalid("parameters.too_long", f"At most {_MAX_SCHEMA_BYTES} bytes of schema.", field="spec.parameters")
     if draft.parameters.get("type", "object") != "object":
         raise Invalid("parameters.not_object", "The parameters of a tool are an object.", field="spec.parameters.type")
     try:
         compile_schema(draft.parameters)
+        size = _size_of(draft.parameters)
     except (ValueError, RecursionError) as error:
         raise Invalid("parameters.invalid", f"Not a JSON Schema: {error}", field="spec.parameters") from None
+    if size > _MAX_SCHEMA_BYTES:
+        raise Invalid("parameters.too_long", f"At most {_MAX_SCHEMA_BYTES} bytes of schema.", field="spec.parameters")
     if isinstance(draft.config, HttpConfig):
         _check_http(draft.config)
 
@@ -162,7 +177,7 @@ def _check_http(config: HttpConfig) -> None:
             "http.body_method", f"A {config.method} request has no body template.", field=f"{at}.requestBodyTemplate"
         )
     if config.content_type is not None:
-        check_headers({"Content-Type": config.content_type}, f"{at}.requestBodyContentType")
+        check_header_value(config.content_type, f"{at}.requestBodyContentType")
     for name, compiles in (
         ("path", lambda: PathTemplate.compile(config.path or "")),
         ("query", lambda: QueryTemplate.compile(config.query or "")),

@@ -35,10 +35,10 @@ def shown_arguments(arguments: bytes) -> str:
     if len(arguments) > _MAX_ARGUMENT_BYTES:
         return orjson.dumps({"truncated": True, "bytes": len(arguments)}).decode()
     try:
-        value: Any = redact(orjson.loads(arguments))
-    except orjson.JSONDecodeError:
+        value: Any = [[[[[[[[redact(orjson.loads(arguments))]]]]]]]]  # leaves room for what a list of calls puts around it
+        text = orjson.dumps(value)[8:-8].decode()
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError, RecursionError):  # no JSON, or nested too deep
         return orjson.dumps({"unreadable": HIDDEN}).decode()
-    text = orjson.dumps(value).decode()
     return text.replace("\\u0000", "\\ufffd")  # PostgreSQL keeps no NUL
 
 

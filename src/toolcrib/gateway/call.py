@@ -147,7 +147,7 @@ class ToolCalls:
                     self._outbound, tool.plan, request.arguments, timeout_s=self._timeout_s
                 )
             except TemplateError as error:
-                raise Invalid("arguments.missing", f"{error}.", field="arguments") from None
+                raise Invalid("arguments.unusable", f"{error}.", field="arguments") from None
             return ToolResult(body, is_error)
         if isinstance(tool.config, McpConfig) and tool_set.endpoint is not None:
             answer = await self._upstreams.call_tool(

@@ -77,6 +77,11 @@ async def sync_tool_set(context: WorkContext, claimed: ClaimedJob) -> dict[str, 
         if error.code in _HOPELESS:
             raise GiveUp(error.message) from None
         raise
+    except Exception:
+        telemetry.SYNCS.labels("failed").inc()
+        internal = Upstream("sync.internal", "The tools could not be stored: internal error; the log has it.")
+        await _failed(claimed, actor, tool_set_id, internal)
+        raise
 
 
 async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: Any) -> dict[str, Any]:
@@ -88,7 +93,8 @@ async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: An
         raise Upstream("tool_set.broken", "The tool set has no MCP adapter.")
     endpoint: McpEndpoint = endpoint_of(row["id"], row["revision"], adapter)
     listed = await context.upstreams.list_tools(endpoint, timeout_s=context.sync_timeout_s)
-    tools = [UpstreamTool.of(raw) for raw in listed.tools]
+    tools = [UpstreamTool.of(raw) for raw in listed.tools if "\0" not in raw["name"]]
+    unnamed = ["a tool whose name has a NUL"] * (len(tools) < len(listed.tools))
     async with claimed.tx() as tx:
         stored = await store_synced_tools(
             tx,
@@ -97,7 +103,7 @@ async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: An
             revision=row["revision"],
             adapter=adapter,
             tools=tools,
-            problems=listed.problems,
+            problems=[*unnamed, *listed.problems],
         )
         result = {"tools": len(tools), "stored": stored}
         await claimed.finish(tx, result)

@@ -1,6 +1,7 @@
 """A small MCP server on standard streams, made with the official SDK."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from mcp.server import MCPServer
@@ -9,7 +10,7 @@ mcp = MCPServer("mini", version="1", log_level="CRITICAL")
 
 
 @mcp.tool()
-def add(a: int, b: int | None = None, exact: bool = True) -> str:
+def add(a: int, *, b: int | None = None, exact: bool = True) -> str:
     """Add two numbers."""
     return f"{a + (b or 0)} {exact}"
 
@@ -41,7 +42,7 @@ def delete_all() -> str:
 @mcp.tool()
 def environment() -> str:
     """Show what was passed in, and try to paint the terminal."""
-    return f"{os.environ.get('MINI_SECRET')} \x1b[31mred\x1b[0m in {os.getcwd()}"
+    return f"{os.environ.get('MINI_SECRET')} \x1b[31mred\x1b[0m in {Path.cwd()}"
 
 
 if __name__ == "__main__":

@@ -310,7 +310,8 @@ def to_wire_tool(tool: Tool, *, info: bool = True) -> dict[str, Any]:
         "state": _STATES_OUT[tool.draft.status],
     }
     if info:
-        arguments = ", ".join(map(str, tool.draft.parameters.get("properties") or {}))
+        properties = tool.draft.parameters.get("properties")  # an MCP server may have put anything there
+        arguments = ", ".join(properties) if isinstance(properties, dict) else ""
         wire["info"] = {
             "createdBy": to_wire_profile(tool.identity.created_by),
             "toolSet": to_wire_metadata(tool.tool_set),

@@ -170,9 +170,7 @@ class McpApp:
             extra = [(b"mcp-session-id", _new_session(body))]
         await exchange.reply(body, status, extra)
 
-    async def _answer(
-        self, caller: _Caller, message: Message, params: Params, id_: bytes, progress: Any
-    ) -> Answered:
+    async def _answer(self, caller: _Caller, message: Message, params: Params, id_: bytes, progress: Any) -> Answered:
         """The whole JSON-RPC answer to a request, with the HTTP status and headers that go with it."""
         try:
             result = await self._result(caller, message, params, id_, progress)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import orjson
 
 from toolcrib.core.http import OutboundClient, OutboundResponse
-from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TextTemplate, query_of
+from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TextTemplate, as_json, query_of
 from toolcrib.domain.adapters import HttpAdapter
 from toolcrib.domain.tools import WITH_BODY, HttpConfig
 from toolcrib.errors import Invalid
@@ -60,7 +60,7 @@ class HttpPlan:
         """The request for these arguments (a JSON object).
 
         Raises:
-            TemplateError: a path variable has no value.
+            TemplateError: a path variable has no value, or a value cannot be written.
         """
         values = orjson.loads(arguments)
         path = self.path.render(values)
@@ -91,7 +91,7 @@ def _default_body(values: dict[str, object], content_type: str) -> bytes | None:
         return None
     if content_type.startswith("application/x-www-form-urlencoded"):
         return query_of(values).encode()
-    return orjson.dumps(values)
+    return as_json(values)
 
 
 async def call_http(
@@ -100,7 +100,7 @@ async def call_http(
     """Make the request; returns an MCP tool result in JSON and whether it is an error.
 
     Raises:
-        TemplateError: the arguments do not fill the path.
+        TemplateError: the arguments do not fill the templates.
         OutboundError: nothing usable came back.
     """
     request = plan.request(arguments)

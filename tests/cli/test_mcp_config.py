@@ -1,0 +1,104 @@
+"""`toolcrib mcp-config`: configurations that real clients take."""
+
+import asyncio
+import json
+import shlex
+import tomllib
+from typing import Any
+
+import httpx
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from clitools import Crib, Tools
+from toolcrib.cli.mcp_config import Client as Known
+from toolcrib.cli.mcp_config import _CLIENTS, _Entry
+
+URL = "https://crib.example.com/mcp"
+BEARER = "Bearer tck_k"
+
+WITH_KEY: dict[Known, dict[str, Any]] = {
+    Known.CLAUDE: {
+        "mcpServers": {
+            "crib": {
+                "command": "npx",
+                "args": ["-y", "mcp-remote", URL, "--header", "Authorization:${AUTH_HEADER}"],
+                "env": {"AUTH_HEADER": BEARER},
+            }
+        }
+    },
+    Known.CLAUDE_CODE: {"mcpServers": {"crib": {"type": "http", "url": URL, "headers": {"Authorization": BEARER}}}},
+    Known.CURSOR: {"mcpServers": {"crib": {"url": URL, "headers": {"Authorization": BEARER}}}},
+    Known.VSCODE: {"servers": {"crib": {"type": "http", "url": URL, "headers": {"Authorization": BEARER}}}},
+    Known.WINDSURF: {"mcpServers": {"crib": {"serverUrl": URL, "headers": {"Authorization": BEARER}}}},
+    Known.ZED: {"context_servers": {"crib": {"url": URL, "headers": {"Authorization": BEARER}}}},
+    Known.GEMINI: {"mcpServers": {"crib": {"httpUrl": URL, "headers": {"Authorization": BEARER}}}},
+    Known.CODEX: {"mcp_servers": {"crib": {"url": URL, "http_headers": {"Authorization": BEARER}}}},
+}
+
+
+@pytest.mark.parametrize("client", Known)
+def test_every_client_gets_its_own_form(client: Known) -> None:
+    text = _CLIENTS[client].render(_Entry("crib", URL, "tck_k"))
+    assert (tomllib.loads(text) if client is Known.CODEX else json.loads(text)) == WITH_KEY[client]
+
+
+@pytest.mark.parametrize("client", Known)
+def test_without_a_key_there_is_a_placeholder_and_the_form_still_holds(client: Known) -> None:
+    text = _CLIENTS[client].render(_Entry("crib", URL, None))
+    assert tomllib.loads(text) if client is Known.CODEX else json.loads(text)
+    assert "tck_" not in text
+    assert "None" not in text
+    assert any(word in text for word in ("TOOLCRIB_API_KEY", "YOUR_API_KEY", "toolcrib-api-key"))
+
+
+def test_the_bridge_of_claude_desktop_may_use_plain_http_only_where_the_server_does() -> None:
+    render = _CLIENTS[Known.CLAUDE].render
+    assert "--allow-http" in render(_Entry("crib", "http://127.0.0.1:8700/mcp", "tck_k"))
+    assert "--allow-http" not in render(_Entry("crib", URL, "tck_k"))
+
+
+async def test_the_configuration_lets_a_real_client_list_and_call_the_tools(crib: Crib, mini: Tools) -> None:
+    done = await asyncio.to_thread(crib.run, "mcp-config", "cursor", "--tool-set", "mini")
+    assert ".cursor/mcp.json" in done.err
+    assert "Made the API key" in done.err
+    server = done.json["mcpServers"]["toolcrib"]
+    assert server["url"] == f"{crib.url}/mcp/mini"
+    async with (
+        httpx.AsyncClient(headers=server["headers"], timeout=20) as http,
+        Client(streamable_http_client(server["url"], http_client=http)) as client,
+    ):
+        assert {tool.name for tool in (await client.list_tools()).tools} == {
+            *("add", "describe", "broken", "sealed", "environment")
+        }
+        result = await client.call_tool("add", {"a": 1})
+        assert result.content[0].text == "1 True"  # type: ignore[union-attr]
+    keys = (await asyncio.to_thread(crib.run, "key", "list")).json
+    assert next(key["scopes"] for key in keys if key["name"] == "cursor") == ["tools:call"]
+    assert mini.added["mcp_url"] == server["url"]
+
+
+def test_a_key_that_is_given_is_used_and_none_is_made(crib: Crib) -> None:
+    before = len(crib.run("key", "list").json)
+    done = crib.run("mcp-config", "claude-code", "--command", "--key", "tck_mine")
+    words = shlex.split(done.out)
+    assert words[:3] == ["claude", "mcp", "add"]
+    assert words[-1] == "Authorization: Bearer tck_mine"
+    assert "Bearer tck_env" in crib.run("mcp-config", "vscode", TOOLCRIB_API_KEY="tck_env").out
+    assert "${input:" in crib.run("mcp-config", "vscode", "--no-key").out
+    assert len(crib.run("key", "list").json) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["emacs"], 2),
+        (["cursor", "--command"], 2),
+        (["cursor", "--url", "https://crib.example.com"], 2),
+        (["cursor", "--no-key", "--tool-set", "nothing"], 1),
+    ],
+)
+def test_what_cannot_be_configured_is_refused(crib: Crib, args: list[str], code: int) -> None:
+    done = crib.run("mcp-config", *args)
+    assert (done.code, done.out) == (code, "")
