@@ -16,7 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import typer
+from typer.testing import CliRunner
+
 import toolcrib
+from toolcrib.cli.app import app
+from toolcrib.cli.failure import CommandFailed
 
 MINI = Path(__file__).parent / "cli" / "servers" / "mini.py"
 STDIO = f"{sys.executable} {MINI}"
@@ -99,6 +104,14 @@ class Tools:
         return next(t["name"] for t in self.added["tools"] if t["name"].rpartition("__")[2] == name)
 
 
+def refusal(*args: str) -> tuple[int, str]:
+    """Exit code and words of a command line that is refused before anybody is asked; run in this process."""
+    result = CliRunner().invoke(typer.main.get_command(app), list(args))
+    if isinstance(result.exception, CommandFailed):
+        return result.exception.code, str(result.exception)
+    return result.exit_code, result.output
+
+
 @contextlib.contextmanager
 def data_folder() -> Iterator[Path]:
     """An empty folder that the account of PostgreSQL can pass through, in memory where there is room."""
@@ -157,7 +170,7 @@ class _Upstream(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_POST = do_DELETE = _answer  # noqa: N815
+    do_GET = do_POST = do_DELETE = _answer
 
     def log_message(self, *_: Any) -> None:
         pass

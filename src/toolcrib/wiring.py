@@ -22,6 +22,7 @@ from toolcrib.api.orkosi import errors as orkosi_errors
 from toolcrib.api.rest_calls import RestCalls
 from toolcrib.api.root import Root
 from toolcrib.api.sign_in import SignIn
+from toolcrib.core import telemetry
 from toolcrib.core.db import Database
 from toolcrib.core.http import OutboundClient
 from toolcrib.core.vault import Vault
@@ -67,6 +68,7 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
         client_version=__version__,
         stdio_env_allow=(*STDIO_ENV_ALLOW, *settings.stdio_env_allow),
     )
+    telemetry.UPSTREAM_SESSIONS.set_function(upstreams.__len__)
     audit = AuditWriter(database)
     catalog = Catalog(database, vault, retire=upstreams.retire)
     deps = Deps(
@@ -96,6 +98,7 @@ def build_app(parts: Parts) -> Root:
     """The ASGI application."""
     deps = parts.deps
     return Root(
+        database=deps.database,
         mcp=McpApp(deps),
         cadenya=cadenya_app.build(deps),
         cadenya_calls=RestCalls(deps, cadenya_errors.render, envelope=False),

@@ -24,7 +24,10 @@ async def test_no_other_file_is_served(crib: Crib, path: str) -> None:
 
 async def test_metrics_count_requests_and_calls(crib: Crib) -> None:
     await crib.call("no-such-tool")
+    await crib.add_tool_set("counted", {"mcp": {"url": "http://127.0.0.1:9"}})
     text = (await crib.http.get("/metrics")).text
+    assert 'toolcrib_jobs{queue="default"' in text
+    assert "toolcrib_upstream_sessions" in text
     assert 'toolcrib_tool_calls_total{door="rest",outcome="refused"}' in text
     assert 'toolcrib_http_requests_total{dialect="orkosi",status="404"}' in text
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from clitools import Crib, Done
-
 from toolcrib.core.vault import new_vault_key
 
 

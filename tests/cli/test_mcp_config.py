@@ -11,9 +11,9 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from clitools import Crib, Tools
-from toolcrib.cli.mcp_config import Client as Known
+from clitools import Crib, Tools, refusal
 from toolcrib.cli.mcp_config import _CLIENTS, _Entry
+from toolcrib.cli.mcp_config import Client as Known
 
 URL = "https://crib.example.com/mcp"
 BEARER = "Bearer tck_k"
@@ -80,25 +80,15 @@ async def test_the_configuration_lets_a_real_client_list_and_call_the_tools(crib
 
 
 def test_a_key_that_is_given_is_used_and_none_is_made(crib: Crib) -> None:
-    before = len(crib.run("key", "list").json)
     done = crib.run("mcp-config", "claude-code", "--command", "--key", "tck_mine")
     words = shlex.split(done.out)
     assert words[:3] == ["claude", "mcp", "add"]
     assert words[-1] == "Authorization: Bearer tck_mine"
     assert "Bearer tck_env" in crib.run("mcp-config", "vscode", TOOLCRIB_API_KEY="tck_env").out
-    assert "${input:" in crib.run("mcp-config", "vscode", "--no-key").out
-    assert len(crib.run("key", "list").json) == before
+    assert "Made" not in done.err
 
 
-@pytest.mark.parametrize(
-    ("args", "code"),
-    [
-        (["emacs"], 2),
-        (["cursor", "--command"], 2),
-        (["cursor", "--url", "https://crib.example.com"], 2),
-        (["cursor", "--no-key", "--tool-set", "nothing"], 1),
-    ],
-)
-def test_what_cannot_be_configured_is_refused(crib: Crib, args: list[str], code: int) -> None:
-    done = crib.run("mcp-config", *args)
-    assert (done.code, done.out) == (code, "")
+def test_what_cannot_be_configured_is_refused(crib: Crib) -> None:
+    for args in (["emacs"], ["cursor", "--command"], ["cursor", "--url", "https://crib.example.com"]):
+        assert refusal("mcp-config", *args)[0] == 2
+    assert crib.run("mcp-config", "cursor", "--no-key", "--tool-set", "nothing").code == 1

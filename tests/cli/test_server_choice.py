@@ -2,7 +2,7 @@
 
 import socket
 
-from clitools import Crib, Tools, Upstream
+from clitools import Crib, Tools, Upstream, refusal
 
 
 def test_a_server_that_does_not_run_is_said_so_with_a_way_to_mend_it(nowhere: Crib) -> None:
@@ -31,15 +31,11 @@ def test_the_key_of_this_host_goes_to_this_host_s_server_only(crib: Crib, upstre
 
 
 def test_no_key_and_a_wrong_key_are_refused_with_a_way_to_mend_it(crib: Crib, nowhere: Crib) -> None:
-    for done in (
-        nowhere.run("tools", "list", "--url", crib.url),
-        nowhere.run("tools", "list", "--url", crib.url, TOOLCRIB_API_KEY="tck_wrong"),
-        crib.run("audit", "--api-key", "tck_wrong"),
-    ):
+    no_key, wrong_key = (nowhere.run("tools", "list", "--url", crib.url, *key) for key in ((), ("--api-key", "tck_x")))
+    for done in (no_key, wrong_key):
         assert (done.code, done.out) == (5, "")
         assert "toolcrib key create" in done.err
-    assert nowhere.run("tools", "list", TOOLCRIB_URL=crib.url, TOOLCRIB_API_KEY=crib.first["api_key"]).code == 0
-    assert nowhere.run("tools", "list", "--url", crib.url, "--api-key", "a\nb").code in {2, 5}
+    assert nowhere.run("tools", "sets", TOOLCRIB_URL=crib.url, TOOLCRIB_API_KEY=crib.first["api_key"]).code == 0
 
 
 def test_a_key_that_may_only_call_tools_is_enough_to_call_them(crib: Crib, mini: Tools) -> None:
@@ -51,13 +47,12 @@ def test_a_key_that_may_only_call_tools_is_enough_to_call_them(crib: Crib, mini:
     refused = crib.run("tools", "list", "--api-key", key)
     assert refused.code == 5
     assert "tool_sets:read" in refused.err
-    reader = crib.run("key", "create", "--scope", "tool_sets:read").json["api_key"]
-    assert crib.run("tools", "call", mini["add"], "--arg", "a=5", "--api-key", reader).code == 5
 
 
 def test_a_url_or_a_setting_that_makes_no_sense_is_named(nowhere: Crib) -> None:
-    assert nowhere.run("tools", "list", "--url", "toolcrib.example").code == 2
-    assert nowhere.run("tools", "list", "--url", "http://a:b:c").code == 2
+    for url in ("toolcrib.example", "http://a:b:c", "ftp://a", "http://"):
+        assert refusal("tools", "list", "--url", url)[0] == 2
+    assert refusal("tools", "list", "--url", "http://127.0.0.1:1", "--api-key", "a\nb")[0] == 2
     done = nowhere.run("tools", "list", TOOLCRIB_PORT="many")
     assert done.code == 1
     assert "TOOLCRIB_PORT" in done.err

@@ -1,9 +1,11 @@
 """The front door: which application a path belongs to, request ids, metrics, and the last net for what went wrong."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import asyncpg
 import structlog
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -19,8 +21,10 @@ from toolcrib.api.orkosi.errors import render
 from toolcrib.api.render import json_response
 from toolcrib.api.rest_calls import is_call
 from toolcrib.core import telemetry
+from toolcrib.core.db import Database
 from toolcrib.core.ids import new_id
 from toolcrib.errors import NotFound
+from toolcrib.queue import queue
 
 _log = structlog.get_logger(__name__)
 _ASSETS = "/docs/assets/"
@@ -38,12 +42,14 @@ class Root:
     def __init__(
         self,
         *,
+        database: Database,
         mcp: ASGIApp,
         cadenya: FastAPI,
         cadenya_calls: ASGIApp,
         orkosi: FastAPI,
         orkosi_calls: ASGIApp,
     ) -> None:
+        self._database = database
         self._mcp, self._cadenya, self._orkosi = mcp, cadenya, orkosi
         self._cadenya_calls, self._orkosi_calls = cadenya_calls, orkosi_calls
         self._assets = StaticFiles(packages=[("fastapi_offline", "static")])  # a docs page asks nobody else's server
@@ -100,7 +106,7 @@ class Root:
         if exchange.method not in {"GET", "HEAD"}:
             await render(NotFound("request.path", "There is nothing at this path."))(scope, receive, send)
         elif path == "/metrics":
-            await exchange.reply(generate_latest(), media=b"text/plain; version=0.0.4; charset=utf-8")
+            await exchange.reply(await self._metrics(), media=b"text/plain; version=0.0.4; charset=utf-8")
         elif path == "/":
             await json_response(self._index())(scope, receive, send)
         elif path.startswith("/openapi/") and (app := self._documents.get(path[9:].removesuffix(".json"))):
@@ -120,6 +126,17 @@ class Root:
             await exchange.reply(self._docs_page(), media=b"text/html; charset=utf-8")
         else:
             await render(NotFound("request.path", "There is nothing at this path."))(scope, receive, send)
+
+    async def _metrics(self) -> bytes:
+        """All metrics; the queue's are counted now, and left out while the database is away."""
+        counts: list[queue.QueueCount] = []
+        with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            async with self._database.read() as tx:
+                counts = await queue.stats(tx)
+        telemetry.JOBS.clear()
+        for count in counts:
+            telemetry.JOBS.labels(count.queue, count.state).set(count.count)
+        return generate_latest()
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

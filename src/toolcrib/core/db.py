@@ -139,4 +139,3 @@ async def _prepare(conn: asyncpg.Connection) -> None:
 
 async def _keep(conn: asyncpg.Connection) -> None:
     """Nothing to reset: no code of ours leaves session state behind, so the round trip is saved."""
-

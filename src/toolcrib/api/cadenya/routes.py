@@ -292,6 +292,9 @@ def _operation_id(route: APIRoute) -> str:
 
 def include_routes(app: FastAPI) -> None:
     """Both editions: the published one, and the one whose paths name the workspace."""
+    for route in (*shared.routes, *published_only.routes, *later_only.routes):
+        if isinstance(route, APIRoute):
+            route.summary = route.description.partition(".")[0].partition(";")[0]
     for prefix, own, extra in (
         ("/v1/tool_sets", published_only, []),
         ("/v1/workspaces/{workspaceId}/tool_sets", later_only, [Depends(_own_workspace)]),

@@ -153,6 +153,10 @@ class McpUpstreams:
         if slot is not None:
             await self._end(slot)
 
+    def __len__(self) -> int:
+        """How many servers are connected, or being connected to."""
+        return len(self._slots)
+
     def retire(self, key: str) -> None:
         """`drop`, without waiting for it."""
         if key in self._slots:
