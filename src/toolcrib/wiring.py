@@ -62,7 +62,7 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
     )
     upstreams = McpUpstreams(
         outbound,
-        idle_s=settings.stdio_idle_s,
+        idle_s=settings.upstream_idle_s,
         max_message_bytes=settings.max_result_bytes,
         on_tools_changed=resync_later(database),
         client_version=__version__,
