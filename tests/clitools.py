@@ -16,7 +16,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import typer
 from typer.testing import CliRunner
 
 import toolcrib
@@ -106,7 +105,7 @@ class Tools:
 
 def refusal(*args: str) -> tuple[int, str]:
     """Exit code and words of a command line that is refused before anybody is asked; run in this process."""
-    result = CliRunner().invoke(typer.main.get_command(app), list(args))
+    result = CliRunner().invoke(app, list(args))
     if isinstance(result.exception, CommandFailed):
         return result.exception.code, str(result.exception)
     return result.exit_code, result.output

@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from serving import Crib, crib_on
 from toolcrib.core.db import Database
@@ -23,6 +24,9 @@ from toolcrib.core.postgres import EmbeddedPostgres
 
 _TEMPLATE = "toolcrib_template"
 _ROOM = 2_000_000_000  # bytes
+
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
 
 MakeDatabase = Callable[[], Awaitable[Database]]
 

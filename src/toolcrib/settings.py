@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     mcp_allowed_origins: Texts = Field((), description="Web origins that may use MCP from a browser, comma-separated.")
     stdio: bool = Field(True, description="Whether tool sets may run commands (stdio MCP servers).")
     stdio_env_allow: Texts = Field((), description="More environment variables that stdio servers inherit.")
-    upstream_idle_s: float = Field(600, gt=0, description="Seconds without calls after which an upstream session closes.")
+    upstream_idle_s: float = Field(600, gt=0, description="Seconds without calls until an upstream session closes.")
     sync_interval_s: int = Field(3600, ge=0, description="Seconds between syncs of every MCP tool set; 0 turns it off.")
     # work
     worker_concurrency: int = Field(8, ge=1, le=1000, description="Jobs one process runs at a time.")

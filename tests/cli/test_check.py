@@ -2,12 +2,11 @@
 
 import json
 import os
-import socket
 import stat
 from pathlib import Path
 from typing import Any
 
-from clitools import Crib, Done
+from clitools import Crib, Done, Upstream
 from toolcrib.core.vault import new_vault_key
 
 
@@ -77,9 +76,8 @@ def test_a_database_out_of_reach_fails_with_a_way_to_mend_it(nowhere: Crib) -> N
     assert "TOOLCRIB_DATABASE_URL" in database["mend"]
 
 
-def test_a_port_that_another_program_has_fails_and_names_it(nowhere: Crib) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = nowhere.run("check", TOOLCRIB_PORT=str(taken.getsockname()[1]))
+def test_a_port_that_another_program_has_fails_and_names_it(nowhere: Crib, upstream: Upstream) -> None:
+    done = nowhere.run("check", TOOLCRIB_PORT=upstream.url.rpartition(":")[2])
     assert done.code == 1
     assert f"process {os.getpid()}" in checks(done)["server"]["detail"]
 

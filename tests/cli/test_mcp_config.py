@@ -3,7 +3,10 @@
 import asyncio
 import json
 import shlex
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -92,3 +95,19 @@ def test_what_cannot_be_configured_is_refused(crib: Crib) -> None:
     for args in (["emacs"], ["cursor", "--command"], ["cursor", "--url", "https://crib.example.com"]):
         assert refusal("mcp-config", *args)[0] == 2
     assert crib.run("mcp-config", "cursor", "--no-key", "--tool-set", "nothing").code == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_disk_behind_standard_output_is_told(nowhere: Crib) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "toolcrib", "mcp-config", "cursor", "--no-key"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=nowhere.environment(),
+            check=False,
+        )
+    assert done.returncode != 0
+    assert "Standard output cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr

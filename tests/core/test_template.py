@@ -43,7 +43,7 @@ def read(text: str, like: Any) -> Any:
 
 @given(VALUES, VALUES)
 def test_a_path_value_is_encoded_once_and_stays_in_its_segment(a: str, b: str) -> None:
-    assume(a not in {"", ".", ".."} and b not in {"", ".", ".."})
+    assume(a and b and not {".", ".."}.intersection(re.split(r"[/\\]", a) + re.split(r"[/\\]", b)))
     path = PathTemplate.compile("/users/{a}/posts/{{ b }}.json").render({"a": a, "b": b})
     segments = path.split("/")
     assert [unquote(s) for s in segments] == ["", "users", a, "posts", b + ".json"]

@@ -27,6 +27,15 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 Render = Callable[[AppError | None], Response]  # None is an internal error
 _MAX_VIOLATIONS = 20
 M = TypeVar("M", bound=BaseModel)
+DATABASE_AWAY = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.InterfaceError,
+    ConnectionError,
+    FileNotFoundError,  # the embedded server's socket, while it starts again
+)
 
 
 class BodyTooLarge(Invalid):
@@ -35,6 +44,11 @@ class BodyTooLarge(Invalid):
 
 class MethodNotAllowed(Invalid):
     """The path exists, the method does not."""
+
+
+def database_unavailable() -> Unavailable:
+    """What to answer when one of `DATABASE_AWAY` was raised."""
+    return Unavailable("database.unavailable", "The database cannot be reached.")
 
 
 def deps_of(request: Request) -> Deps:
@@ -198,7 +212,7 @@ def install_errors(app: FastAPI, render: Render) -> None:
         return render(Invalid("input.unstorable", "The input has characters or numbers that cannot be stored."))
 
     async def database_away(_request: Request, _error: Exception) -> Response:
-        return render(Unavailable("database.unavailable", "The database cannot be reached."))
+        return render(database_unavailable())
 
     async def internal(_request: Request, _error: Exception) -> Response:
         return render(None)  # logged once by api/root.py
@@ -208,10 +222,7 @@ def install_errors(app: FastAPI, render: Render) -> None:
         RequestValidationError: invalid,
         HTTPException: http,
         asyncpg.DataError: data,
-        asyncpg.PostgresConnectionError: database_away,
-        asyncpg.CannotConnectNowError: database_away,
-        asyncpg.InterfaceError: database_away,
-        ConnectionError: database_away,
+        **dict.fromkeys(DATABASE_AWAY, database_away),
         Exception: internal,
     }
     for kind, handler in handlers.items():

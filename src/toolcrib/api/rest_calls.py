@@ -61,6 +61,9 @@ def _operation(operation_id: str, tag: str, result: dict[str, Any], *names: str)
 
 CALL_PATHS: dict[str, dict[str, Any]] = {
     "/v1/tool_sets/{toolSetId}/tools/{id}:call": _operation("callTool", "Tools", _RESULT_SCHEMA, "toolSetId", "id"),
+    "/v1/workspaces/{workspaceId}/tool_sets/{toolSetId}/tools/{id}:call": _operation(
+        "callToolLater", "Tools", _RESULT_SCHEMA, "workspaceId", "toolSetId", "id"
+    ),
     "/api/tools/{name}/call": _operation(
         "callToolByName", "Tools", {"type": "object", "properties": {"data": _RESULT_SCHEMA}}, "name"
     ),

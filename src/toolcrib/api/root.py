@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolcrib import __version__
 from toolcrib.api.http_exchange import ClientGone, Exchange
-from toolcrib.api.kit import request_id
+from toolcrib.api.kit import DATABASE_AWAY, database_unavailable, request_id
 from toolcrib.api.orkosi.errors import render
 from toolcrib.api.render import json_response
 from toolcrib.api.rest_calls import is_call
@@ -63,8 +63,7 @@ class Root:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        asked = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"").decode("latin-1")
-        rid = asked if _REQUEST_ID.fullmatch(asked) else new_id("req")
+        rid = _asked_id(scope) or new_id("req")
         token = request_id.set(rid)
         dialect, app = self._route(scope["path"], scope["method"])
         started = False
@@ -81,6 +80,11 @@ class Root:
             await app(scope, receive, send_with_id)
         except ClientGone:
             pass
+        except DATABASE_AWAY as error:
+            with structlog.contextvars.bound_contextvars(request_id=rid):
+                _log.warning("request.database_unavailable", path=scope["path"], error=type(error).__name__)
+            if not started:
+                await render(database_unavailable())(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001 - the last net: logged once, answered without a word of it
             with structlog.contextvars.bound_contextvars(request_id=rid):
                 _log.exception("request.failed", method=scope["method"], path=scope["path"])
@@ -157,6 +161,15 @@ class Root:
     def _docs_page(self) -> bytes:
         items = "".join(f'<li><a href="/docs/{name}">{app.title}</a></li>' for name, app in self._documents.items())
         return _DOCS_PAGE.replace("ITEMS", items).encode()
+
+
+def _asked_id(scope: Scope) -> str | None:
+    """The client's own request id, if it sent one that can be kept."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if _REQUEST_ID.fullmatch(text) else None
+    return None
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -25,6 +25,7 @@ class SignIn:
         self._database = database
         self._cache: dict[str, tuple[Actor, float]] = {}
         self._texts: dict[str, str] = {}  # hash in hex -> the text it came from, to drop a revoked key
+        self._news = 0  # pieces of news so far: what was looked up before the latest one is not kept
         database.bus.subscribe(KEY_NEWS, self._revoked)
 
     async def actor(self, authorization: str | None, x_api_key: str | None) -> Actor:
@@ -47,7 +48,7 @@ class SignIn:
         return await self._look_up(text)
 
     async def _look_up(self, text: str) -> Actor:
-        key_hash = api_key_hash(text)
+        key_hash, news = api_key_hash(text), self._news
         found = None
         if key_hash is not None:
             async with self._database.tx() as tx:
@@ -56,6 +57,8 @@ class SignIn:
             self._cache.pop(text, None)
             raise Unauthenticated("auth.unknown", "The API key is unknown, revoked or expired.")
         actor, expires_at = found
+        if news != self._news:  # this key may be the one that was revoked meanwhile
+            return actor
         fresh_s = _FRESH_S
         if expires_at is not None:
             fresh_s = min(fresh_s, (expires_at - datetime.now(UTC)).total_seconds())
@@ -67,6 +70,7 @@ class SignIn:
         return actor
 
     def _revoked(self, hash_hex: str) -> None:
+        self._news += 1
         if hash_hex == RESYNC:
             self._cache.clear()
             self._texts.clear()

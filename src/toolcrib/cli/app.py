@@ -4,6 +4,7 @@ So `toolcrib --help` and short commands start fast; the web framework is loaded 
 """
 
 import importlib
+import os
 import sys
 from typing import Any, NamedTuple
 
@@ -91,8 +92,18 @@ def _root(
 
 def main() -> None:
     """The entry point."""
+    _open_standard_streams()
     try:
         app()
     except CommandFailed as error:
         tell(error)
         sys.exit(error.code)
+
+
+def _open_standard_streams() -> None:
+    """Where we are started with closed streams, sockets would get their numbers: libuv aborts when it closes those."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number

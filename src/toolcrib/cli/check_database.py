@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 
 from toolcrib.cli.findings import Finding
-from toolcrib.core.migrate import SchemaMismatch, pending_migrations
+from toolcrib.core.migrate import OLDEST_POSTGRES, SchemaMismatch, pending_migrations
 from toolcrib.core.postgres import PostgresError, cluster_of, find_running, wheel_bin_dir
 from toolcrib.core.vault import Vault
 from toolcrib.installation import VAULT_FILE, NotReady, find_vault
@@ -56,6 +56,9 @@ async def look_at_database(settings: Settings) -> list[Finding]:
 async def _look(conn: asyncpg.Connection, settings: Settings, vault: Vault | None, problem: str) -> list[Finding]:
     version = await conn.fetchval("SHOW server_version")
     kind = "yours" if settings.database_url else "embedded"
+    if conn.get_server_version().major < OLDEST_POSTGRES:
+        mend = f"Move to PostgreSQL {OLDEST_POSTGRES} or newer."
+        return [Finding("database", "fail", f"PostgreSQL {version} is too old", mend)]
     findings = [Finding("database", "ok", f"PostgreSQL {version} ({kind}) answers")]
     findings.append(await _schema(conn))
     sealed_with = None

@@ -6,6 +6,7 @@ file's key goes to the URL it was made for and to no other.
 
 import http.client
 import json
+import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,8 @@ class Server:
             usable = False
         if not usable:
             raise CommandFailed(f"{url!r} is not the URL of a server, such as {_DEFAULT_URL}.", WRONG)
+        if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
+            raise CommandFailed("The API key has characters that no key has.", WRONG)
         self.url = url.rstrip("/")
         self._prefix = parts.path.rstrip("/")
         self._key = api_key
@@ -132,8 +135,6 @@ class Server:
                 " with --url.",
                 UNREACHABLE,
             ) from None
-        except (ValueError, UnicodeError):
-            raise CommandFailed("The API key has characters that no key has.", WRONG) from None
         return self._read(status, text, expects)
 
     def _exchange(

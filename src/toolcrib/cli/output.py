@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from toolcrib.cli.failure import CommandFailed
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _GAP = "  "
 _LEAST = 20  # columns of a terminal that the last cell keeps however narrow it is
@@ -31,11 +33,24 @@ def wants_json(asked: bool) -> bool:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON in UTF-8, whatever the locale."""
-    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-    sys.stdout.flush()
     # a lone surrogate becomes \udxxx, which is how JSON writes it
-    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
-    sys.stdout.buffer.flush()
+    _write(json.dumps(value, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace"))
+
+
+def _write(line: bytes) -> None:
+    """Write a line to standard output; a reader who left early is Typer's to handle.
+
+    Raises:
+        CommandFailed: there is no room for it.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandFailed(f"Standard output cannot be written: {error.strerror}.") from None
 
 
 def printable(text: Any) -> str:
@@ -45,9 +60,7 @@ def printable(text: Any) -> str:
 
 def print_text(text: str) -> None:
     """Print foreign text on standard output, line by line as it is."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(printable(text.replace("\r\n", "\n")).encode() + b"\n")
-    sys.stdout.buffer.flush()
+    _write(printable(text.replace("\r\n", "\n")).encode())
 
 
 def print_table(

@@ -24,8 +24,11 @@ _log = structlog.get_logger(__name__)
 class Bus:
     """Subscriptions of this process and the LISTEN connection that feeds them."""
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, quiet_s: float = 15.0, answer_s: float = 5.0) -> None:
+        """After `quiet_s` the connection is asked whether it still works, and has `answer_s` to say so."""
         self._dsn = dsn
+        self._quiet_s = quiet_s
+        self._answer_s = answer_s
         self._subscribers: dict[str, list[Subscriber]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
@@ -80,11 +83,10 @@ class Bus:
                 conn.add_termination_listener(lambda _conn, gone=gone: gone.set())
                 await conn.add_listener(CHANNEL, self._heard)
                 self.connected, delay = True, 0.05
-                if self._first.is_set():
-                    for topic in list(self._subscribers):
-                        self.dispatch(topic, RESYNC)
+                for topic in list(self._subscribers):  # at the first time as well, should it have come late
+                    self.dispatch(topic, RESYNC)
                 self._first.set()
-                await gone.wait()
+                await self._until_gone(conn, gone)
                 _log.warning("bus.disconnected")
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await asyncio.sleep(delay)
@@ -95,3 +97,14 @@ class Bus:
     def _heard(self, _conn: object, _pid: int, _channel: str, message: object) -> None:
         topic, _, payload = str(message).partition(" ")
         self.dispatch(topic, payload)
+
+    async def _until_gone(self, conn: asyncpg.Connection, gone: asyncio.Event) -> None:
+        """Return when the connection has ended; raises when it only looks open.
+
+        A connection on which nothing is said may be dropped on the way without either end being told.
+        """
+        while not gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(gone.wait(), self._quiet_s)
+                return
+            await conn.execute("SELECT 1", timeout=self._answer_s)

@@ -66,11 +66,15 @@ def configure_logging(level: str = "info", style: Literal["auto", "json", "text"
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    last: list[Any] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,  # before redaction: a traceback quotes messages
+        _redact_event,
+    ]
     if as_json:
-        last += [structlog.processors.format_exc_info, _redact_event, structlog.processors.JSONRenderer(_dumps)]
+        last.append(structlog.processors.JSONRenderer(_dumps))
     else:
-        last += [_redact_event, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        last.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
     root = logging.getLogger()

@@ -10,6 +10,7 @@ from importlib import resources
 
 import asyncpg
 
+OLDEST_POSTGRES = 15  # the first that knows UNIQUE ... NULLS NOT DISTINCT
 _LOCK = 0x746F6F6C  # "tool"
 
 
@@ -42,10 +43,13 @@ async def migrate(dsn: str) -> list[str]:
     """Apply what is missing; returns the names of the files applied.
 
     Raises:
-        SchemaMismatch: a file applied earlier differs now, or the database is newer than this version.
+        SchemaMismatch: a file applied earlier differs now, the database is newer than this version, or PostgreSQL is
+            too old.
     """
     conn = await asyncpg.connect(dsn, timeout=10, server_settings={"application_name": "toolcrib migrate"})
     try:
+        if (version := conn.get_server_version()).major < OLDEST_POSTGRES:
+            raise SchemaMismatch(f"it is PostgreSQL {version.major}, and {OLDEST_POSTGRES} or newer is needed")
         await conn.execute("SELECT pg_advisory_lock($1)", _LOCK)
         await conn.execute("SET lock_timeout = '10s'")
         return await _apply(conn)

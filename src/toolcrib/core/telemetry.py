@@ -4,11 +4,13 @@ Label values come from small fixed sets (never from a caller's text), so that me
 """
 
 import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from opentelemetry import trace
 from prometheus_client import Counter, Gauge, Histogram
 
-tracer = trace.get_tracer("toolcrib")
+_tracer = trace.get_tracer("toolcrib")
 
 HTTP_REQUESTS = Counter("toolcrib_http_requests_total", "Requests answered", ["dialect", "status"])
 TOOL_CALLS = Counter("toolcrib_tool_calls_total", "Tool calls, by door and outcome", ["door", "outcome"])
@@ -26,3 +28,10 @@ UPSTREAM_SESSIONS = Gauge("toolcrib_upstream_sessions", "Warm sessions to MCP se
 http_requests = functools.cache(HTTP_REQUESTS.labels)
 tool_calls = functools.cache(TOOL_CALLS.labels)
 tool_call_seconds = functools.cache(TOOL_CALL_SECONDS.labels)
+
+
+def spans() -> Callable[[str], AbstractContextManager[trace.Span]]:
+    """What opens a span of a name; while no provider is installed, one that records nothing and costs nothing."""
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return lambda _name: trace.INVALID_SPAN
+    return _tracer.start_as_current_span

@@ -23,6 +23,8 @@ import orjson
 _DOUBLE = re.compile(r"\{\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}\}")
 _EITHER = re.compile(r"\{\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}\}|\{([A-Za-z_][\w-]*)\}")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_SLASH = re.compile(r"[/\\]")
+_DOTS = frozenset({".", ".."})
 _QUERY_SAFE = "%!$'()*+,;:@/?[]-._~="
 _MISSING = object()
 
@@ -120,8 +122,8 @@ class PathTemplate:
             text = "" if value is _MISSING else as_text(value)
             if not text:
                 raise TemplateError(f"the path needs a value for {'.'.join(part.path)}")
-            if text in {".", ".."}:
-                raise TemplateError(f"{'.'.join(part.path)} may not be {text!r} in a path")
+            if not _DOTS.isdisjoint(_SLASH.split(text)):  # many servers decode %2F before they resolve `..`
+                raise TemplateError(f"{'.'.join(part.path)} may not have . or .. segments in a path")
             out.append(quote(text, safe="-._~"))
         return "".join(out)
 

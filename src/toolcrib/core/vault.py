@@ -113,7 +113,7 @@ class Vault:
             raise SealBroken("sealed with a vault key that this process does not have")
         try:
             return cipher.decrypt(sealed[9:21], sealed[21:], context.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):  # ValueError: cut short
             raise SealBroken("the sealed value is damaged or belongs to another row") from None
 
     def is_current(self, sealed: bytes) -> bool:

@@ -44,6 +44,6 @@ def _free(name: str, taken: Container[str], limit: int) -> str:
     candidate, number = name, 2
     while candidate in taken:
         suffix = f"_{number}"
-        candidate = name[: limit - len(suffix)] + suffix
+        candidate = name[: limit - len(suffix)].rstrip("_") + suffix
         number += 1
     return candidate

@@ -5,7 +5,7 @@ Each change of an adapter raises `revision`; work begun for an older revision is
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -29,6 +29,7 @@ SYNC_JOB = "tool_set.sync"
 _MAX_NAME = 255
 _MAX_TEXT = 20_000
 _MAX_LABELS = 64
+_MAX_SYNCS_A_MINUTE = 6  # of those that the server itself asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,10 +307,19 @@ async def enqueue_all_syncs(tx: Tx) -> int:
 
 
 async def enqueue_sync_of(tx: Tx, *, tool_set_id: str) -> None:
-    """A sync because the server itself said that its tools changed; nothing if the tool set is gone."""
-    row = await tx.fetchrow("SELECT workspace_id FROM tool_set WHERE id = $1 AND kind = 'mcp'", tool_set_id)
+    """A sync because the server itself said that its tools changed; nothing if the tool set is gone.
+
+    A server that says so all the time, perhaps after each listing, is heard a few times a minute.
+    """
+    row = await tx.fetchrow(
+        "SELECT workspace_id, (SELECT count(*) FROM tool_set_event e WHERE e.tool_set_id = t.id"
+        " AND e.kind = 'sync_started' AND e.created_at > now() - interval '1 minute') AS lately"
+        " FROM tool_set t WHERE id = $1 AND kind = 'mcp'",
+        tool_set_id,
+    )
     if row is not None:
-        await _enqueue_sync(tx, row["workspace_id"], tool_set_id)
+        run_at = datetime.now(UTC) + timedelta(minutes=1) if row["lately"] >= _MAX_SYNCS_A_MINUTE else None
+        await _enqueue_sync(tx, row["workspace_id"], tool_set_id, run_at)
 
 
 async def list_tool_set_events(
@@ -354,6 +364,16 @@ async def add_event(tx: Tx, actor: Actor, *, tool_set_id: str, kind: str, payloa
         actor.principal_id,
         kind,
         payload,
+    )
+
+
+async def prune_events(tx: Tx, *, older_than_days: int, batch: int = 10_000) -> int:
+    """Delete up to `batch` events past their retention; returns how many."""
+    return await tx.execute(
+        "DELETE FROM tool_set_event WHERE id IN (SELECT id FROM tool_set_event"
+        " WHERE created_at < now() - make_interval(days => $1) LIMIT $2)",
+        older_than_days,
+        batch,
     )
 
 
@@ -450,9 +470,11 @@ async def _changed(tx: Tx, actor: Actor, tool_set_id: str, *, sync: bool) -> Non
         await _enqueue_sync(tx, actor.workspace_id, tool_set_id)
 
 
-async def _enqueue_sync(tx: Tx, workspace_id: str, tool_set_id: str) -> None:
+async def _enqueue_sync(tx: Tx, workspace_id: str, tool_set_id: str, run_at: datetime | None = None) -> None:
     payload = {"workspace_id": workspace_id, "tool_set_id": tool_set_id}
-    await enqueue(tx, SYNC_JOB, payload, workspace_id=workspace_id, dedupe_key=f"{SYNC_JOB} {tool_set_id}")
+    await enqueue(
+        tx, SYNC_JOB, payload, workspace_id=workspace_id, run_at=run_at, dedupe_key=f"{SYNC_JOB} {tool_set_id}"
+    )
 
 
 def _tool_set(row: Row, actor: Actor, vault: Vault) -> ToolSet:

@@ -309,6 +309,10 @@ async def update_tool(
     _check_draft(after)
     if after.config != before.config:
         _check_kind(after, tool_set)
+        if row["origin"] == "sync" and _upstream_name(after.config) != _upstream_name(before.config):
+            raise Invalid(
+                "tool.synced", "A synced tool stays the tool of its server.", field="spec.config.mcp.toolName"
+            )
     local, call = row["local_name"], row["call_name"]
     renamed = after.callable_as if after.callable_as != before.callable_as else None
     if renamed is None and after.name != before.name:
@@ -378,7 +382,7 @@ async def store_synced_tools(
     await lock_names(tx, actor)
     names = await _Names.load(tx, actor, tool_set)
     rows = await tx.fetch("SELECT * FROM tool WHERE tool_set_id = $1 AND origin = 'sync'", tool_set_id)
-    known = {row["config"]["tool_name"]: row for row in rows}
+    known = {row["config"]["tool_name"]: row for row in rows}  # `update_tool` keeps it
     inserts: list[tuple[object, ...]] = []
     updates: list[tuple[object, ...]] = []
     offered_count = 0
@@ -483,6 +487,11 @@ def _check_kind(draft: ToolDraft, tool_set: Row) -> None:
             f"The tool set has {'no' if tool_set['kind'] is None else 'an ' + tool_set['kind']} adapter.",
             field=f"spec.config.{wanted}",
         )
+
+
+def _upstream_name(config: ToolConfig | None) -> str | None:
+    """What ties a synced tool to the one that its server lists."""
+    return config.tool_name if isinstance(config, McpConfig) else None
 
 
 async def _check_external_id(tx: ReadTx, tool_set_id: str, external_id: str | None) -> None:

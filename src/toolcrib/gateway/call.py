@@ -7,10 +7,12 @@ Every call leaves one audit row, committed before the answer; a call that never 
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 import jsonschema_rs
@@ -33,6 +35,7 @@ from toolcrib.gateway.providers.http import HttpPlan, call_http
 
 _log = structlog.get_logger(__name__)
 _MAX_NAME = 256
+_MAX_INT = 2**31 - 1
 
 Find = Callable[[CatalogView], OfferedTool | None]
 OnProgress = Callable[[bytes], None]
@@ -83,6 +86,7 @@ class ToolCalls:
         self._outbound = outbound
         self._upstreams = upstreams
         self._timeout_s = timeout_s
+        self._span = telemetry.spans()
 
     async def call(self, actor: Actor, request: ToolRequest) -> ToolResult:
         """Call a tool.
@@ -93,7 +97,7 @@ class ToolCalls:
             Invalid: the arguments do not fit the tool's schema.
             Unavailable: the call could not be recorded.
         """
-        with telemetry.tracer.start_as_current_span("tool.call") as span:
+        with self._span("tool.call") as span:
             called_at, started = now(), time.perf_counter_ns()
             tool: OfferedTool | None = None
             outcome: Outcome = "refused"
@@ -163,7 +167,7 @@ class ToolCalls:
     async def _record(self, row: AuditRow) -> None:
         try:
             await self._audit.write(row)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise Unavailable(
                 "audit.unavailable", "The call could not be recorded, so its result is withheld."
             ) from error
@@ -176,12 +180,30 @@ def _check_arguments(tool: OfferedTool, arguments: bytes) -> None:
         raise Invalid("arguments.not_json", f"The arguments are not JSON: {error}.", field="arguments") from None
     if not isinstance(values, dict):
         raise Invalid("arguments.not_object", "The arguments are a JSON object.", field="arguments")
+    _check_same_for_all(arguments, values)
     validator = tool.validator()
     if validator.is_valid(values):
         return
     complaint = next(iter(validator.iter_errors(values)))
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in complaint.instance_path)
     raise Invalid("arguments.invalid", f"arguments{path}: {_reason(complaint)}", field=f"arguments{path}")
+
+
+def _check_same_for_all(arguments: bytes, values: dict[str, Any]) -> None:
+    """Refuse what an upstream may read otherwise than the schema check and the audit do: they get the bytes themselves.
+
+    Of a member that comes twice some parsers take the first; and what is nested too deep cannot be written down.
+    """
+    try:
+        if orjson.dumps(values) != arguments:
+            json.loads(arguments, object_pairs_hook=_once)
+    except (TypeError, RecursionError):
+        raise Invalid("arguments.too_deep", "The arguments are nested too deep.", field="arguments") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise Invalid("arguments.repeated", "An object in the arguments has a member twice.", field="arguments")
 
 
 def _reason(error: jsonschema_rs.ValidationError) -> str:
@@ -216,8 +238,8 @@ def _row(
         outcome,
         error_code,
         shown_arguments(request.arguments),
-        size,
-        (time.perf_counter_ns() - started) // 1000,
+        min(size, _MAX_INT),
+        min((time.perf_counter_ns() - started) // 1000, _MAX_INT),  # one value too large would fail the whole batch
         request.request_id,
         called_at,
     )

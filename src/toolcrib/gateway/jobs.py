@@ -135,11 +135,12 @@ async def sync_all(_context: WorkContext, claimed: ClaimedJob) -> None:
 
 @jobs.job("audit.prune", max_attempts=3, timeout_s=300)
 async def prune_audit(context: WorkContext, claimed: ClaimedJob) -> dict[str, int]:
-    """Forget tool calls past their retention, a batch at a time."""
+    """Forget tool calls, and events of tool sets, past their retention, a batch at a time."""
     total = 0
     while True:
         async with claimed.tx() as tx:
             deleted = await audit.prune_tool_calls(tx, older_than_days=context.audit_retention_days)
+            deleted += await tool_sets.prune_events(tx, older_than_days=context.audit_retention_days)
         total += deleted
         if deleted == 0:
             return {"deleted": total}

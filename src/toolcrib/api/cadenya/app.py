@@ -41,8 +41,7 @@ def build(deps: Deps) -> FastAPI:
 
     def openapi() -> dict[str, Any]:
         document = plain()
-        for path in ("/v1/tool_sets/{toolSetId}/tools/{id}:call",):
-            document["paths"].setdefault(path, CALL_PATHS[path])
+        document["paths"] |= {path: item for path, item in CALL_PATHS.items() if path.startswith("/v1/")}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -66,11 +66,13 @@ def from_wire_filter(wire: McpToolFilter | None) -> ToolFilter | None:
 
 
 def from_wire_adapter(wire: ToolSetAdapter | None) -> Adapter | None:
-    """The adapter, or None. Raises Invalid when both kinds are given."""
-    if wire is None or (wire.http is None and wire.mcp is None):
+    """The adapter, or None. Raises Invalid when several kinds are given."""
+    if wire is None:
         return None
-    if wire.http is not None and wire.mcp is not None:
+    if [wire.http, wire.mcp, wire.bare].count(None) < 2:
         raise Invalid("adapter.both", "A tool set has an http or an mcp adapter, not both.", field="spec.adapter")
+    if wire.http is None and wire.mcp is None:
+        return None
     if wire.http is not None:
         return HttpAdapter(wire.http.baseUrl, wire.http.headers or {})
     mcp = wire.mcp or ToolSetAdapterMcp()
@@ -101,8 +103,8 @@ def from_wire_tool_set(wire: CreateToolSet) -> ToolSetDraft:
 
 
 def from_wire_config(wire: ToolSpecConfig) -> ToolConfig | None:
-    """How the tool is called, or None. Raises Invalid when both kinds are given."""
-    if wire.http is not None and wire.mcp is not None:
+    """How the tool is called, or None. Raises Invalid when several kinds are given."""
+    if [wire.http, wire.mcp, wire.bare].count(None) < 2:
         raise Invalid("config.both", "A tool has an http or an mcp config, not both.", field="spec.config")
     if wire.http is not None:
         http = wire.http

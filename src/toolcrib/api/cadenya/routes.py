@@ -37,7 +37,7 @@ from toolcrib.api.cadenya.wire import (
 )
 from toolcrib.api.kit import SECURITY, Caller, InReadTx, InTx, StrictRoute, checked, deps_of
 from toolcrib.api.render import json_response
-from toolcrib.core.paging import Order
+from toolcrib.core.paging import Order, Page
 from toolcrib.domain import tool_sets, tools
 from toolcrib.errors import Invalid, NotFound
 
@@ -122,7 +122,9 @@ async def list_tool_sets(
     state: Annotated[Literal["STATE_UNSPECIFIED", "STATE_ACTIVE", "STATE_ARCHIVED"] | None, Query()] = None,
 ) -> Response:
     """Tool sets of the workspace by page."""
-    del state  # every tool set is active: archiving them is not offered yet
+    if state == "STATE_ARCHIVED":  # every tool set is active: archiving them is not offered yet
+        actor.must("tool_sets:read")
+        return json_response(to_wire_page(Page([], 0), []))
     page = await tool_sets.list_tool_sets(
         tx,
         actor,

@@ -16,7 +16,7 @@ _MESSAGES = {  # members that are messages: merged member by member; every other
     "spec.config.http",
     "spec.config.mcp",
 }
-_UNIONS = {"spec.adapter": ("http", "mcp"), "spec.config": ("http", "mcp", "bare")}
+_UNIONS = {"spec.adapter": ("http", "mcp", "bare"), "spec.config": ("http", "mcp", "bare")}
 
 
 def merge_update(current: dict[str, Any], sent: dict[str, Any], mask: str | None, model: type[BaseModel]) -> Any:

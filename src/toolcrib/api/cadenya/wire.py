@@ -87,11 +87,16 @@ class ToolSetAdapterMcp(_In):
     cwd: str | None = None
 
 
+class Bare(_In):
+    """Nothing: there is no adapter."""
+
+
 class ToolSetAdapter(_In):
-    """At most one of the two."""
+    """At most one of them."""
 
     http: ToolSetAdapterHTTP | None = None
     mcp: ToolSetAdapterMcp | None = None
+    bare: Bare | None = Field(None, description="later edition: no adapter")
     type: str | None = Field(None, description="later edition; ignored on input")
 
 
@@ -148,11 +153,11 @@ class ConfigMcp(_In):
 
 
 class ToolSpecConfig(_In):
-    """At most one of the two, of the kind of the tool set's adapter."""
+    """At most one of them, of the kind of the tool set's adapter."""
 
     http: ConfigHTTP | None = None
     mcp: ConfigMcp | None = None
-    bare: dict[str, Any] | None = Field(None, description="later edition: no adapter")
+    bare: Bare | None = Field(None, description="later edition: no adapter")
     type: str | None = Field(None, description="later edition; ignored on input")
 
 

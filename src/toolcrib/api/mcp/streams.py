@@ -79,8 +79,8 @@ async def change_stream(
     """
     changed = asyncio.Event()
     wanted = listen is None or bool(listen[1].get("toolsListChanged"))
-    stop = deps.catalog.on_change(actor.workspace_id, changed.set) if wanted else (lambda: None)
     await deps.catalog.view(actor.workspace_id)  # news is told of what was once looked at
+    stop = deps.catalog.on_change(actor.workspace_id, changed.set) if wanted else (lambda: None)
     meta = {"_meta": {_SUBSCRIPTION: orjson.loads(listen[0])}} if listen else {}
     gone = asyncio.create_task(exchange.wait_gone())
     closing = asyncio.create_task(deps.closing.wait())

@@ -4,6 +4,8 @@ A status of 400 or above is a result with `isError`, never an exception: the age
 """
 
 import base64
+import codecs
+import functools
 from dataclasses import dataclass
 
 import orjson
@@ -15,6 +17,7 @@ from toolcrib.domain.tools import WITH_BODY, HttpConfig
 from toolcrib.errors import Invalid
 
 _JSON = "application/json"
+_NOT_CHARSETS = frozenset({"punycode", "idna", "unicode_escape", "raw_unicode_escape"})  # Python's own; some quadratic
 
 
 @dataclass(slots=True)
@@ -113,7 +116,7 @@ async def call_http(
 def result_of(response: OutboundResponse) -> tuple[bytes, bool]:
     """An HTTP response as an MCP tool result: JSON objects also as structured content, images and audio as such."""
     is_error = response.status >= 400
-    media = (response.headers.get("content-type") or "").partition(";")[0].strip().lower()
+    media, charset = _media(response.headers.get("content-type") or "")
     body = response.body
     structured = b""
     if not body:
@@ -121,7 +124,7 @@ def result_of(response: OutboundResponse) -> tuple[bytes, bool]:
     elif media.startswith(("image/", "audio/")) and not is_error:
         data = base64.b64encode(body)
         blocks = b'{"type":"%b","data":"%b","mimeType":%b}' % (media.split("/")[0].encode(), data, orjson.dumps(media))
-    elif (text := _as_text(body, response)) is None:
+    elif (text := _as_text(body, charset)) is None:
         blob = base64.b64encode(body)
         mime = orjson.dumps(media or "application/octet-stream")
         blocks = b'{"type":"resource","resource":{"uri":"response:body","mimeType":%b,"blob":"%b"}}' % (mime, blob)
@@ -137,12 +140,28 @@ def _text(text: str) -> bytes:
     return b'{"type":"text","text":' + orjson.dumps(text) + b"}"
 
 
-def _as_text(body: bytes, response: OutboundResponse) -> str | None:
-    """The body as text, or None when it is binary."""
-    _, found, charset = (response.headers.get("content-type") or "").lower().partition("charset=")
+@functools.lru_cache(256)
+def _media(content_type: str) -> tuple[str, str | None]:
+    """The media type, and the name of the charset; None for a charset that no text has."""
+    text = content_type.lower()
+    _, found, charset = text.partition("charset=")
+    charset = charset.partition(";")[0].strip('" ') if found else "utf-8"
     try:
-        text = body.decode(charset.partition(";")[0].strip('" ') if found else "utf-8")
-        text.encode()  # lone surrogates of odd codecs
+        name = codecs.lookup(charset).name
+    except LookupError:
+        name = ""
+    media = text.partition(";")[0].strip()
+    return media, None if not name or name.replace("-", "_") in _NOT_CHARSETS else name
+
+
+def _as_text(body: bytes, charset: str | None) -> str | None:
+    """The body as text, or None when it is binary."""
+    if charset is None:
+        return None
+    try:
+        text = body.decode(charset)
+        if charset != "utf-8":
+            text.encode()  # lone surrogates of odd codecs
     except (UnicodeError, LookupError):
         return None
     return None if "\0" in text else text

@@ -141,5 +141,5 @@ async def echo(exchange: Exchange) -> None:
 async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
     """Wait for something that nothing announces."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  nothing announces it
+        while not condition():
             await asyncio.sleep(0.005)
