@@ -13,12 +13,14 @@ import msgspec
 
 from toolcrib.core.auth import Actor
 from toolcrib.core.db import Row
+from toolcrib.core.log import HIDDEN
 from toolcrib.core.vault import Vault
 from toolcrib.domain.tool_filters import Approvals, ToolFilter, check_filter
 from toolcrib.errors import Invalid
 
 MASK = "********"
 Transport = Literal["auto", "http", "sse", "stdio"]
+_SHORTEST_SECRET = 6  # shorter ones would hide ordinary words
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OWN_HEADERS = frozenset(  # set by the HTTP client itself, or about one hop only
@@ -152,19 +154,32 @@ def split_secrets(adapter: Adapter | None) -> tuple[str | None, dict[str, Any], 
     return ("http" if isinstance(adapter, HttpAdapter) else "mcp"), shown, secrets
 
 
-def open_adapter(row: Row, vault: Vault, *, reveal: bool) -> Adapter | None:
-    """The adapter of a `tool_set` row; with `reveal` False its secrets are masked."""
+def open_adapter(row: Row, vault: Vault, *, reveal: bool, reveal_env: bool | None = None) -> Adapter | None:
+    """The adapter of a `tool_set` row; with `reveal` False its secrets are masked, `reveal_env` decides for its env."""
     if row["kind"] is None:
         return None
     secrets = Secrets()
     if row["sealed"] is not None:
         secrets = msgspec.json.decode(vault.open(row["sealed"], row["id"]), type=Secrets)
     if not reveal:
-        secrets = Secrets(dict.fromkeys(secrets.headers, MASK), dict.fromkeys(secrets.env, MASK))
+        secrets.headers = dict.fromkeys(secrets.headers, MASK)
+    if not (reveal if reveal_env is None else reveal_env):
+        secrets.env = dict.fromkeys(secrets.env, MASK)
     shown = {**row["config"], "headers": secrets.headers}
     if row["kind"] == "http":
         return msgspec.convert(shown, HttpAdapter)
     return msgspec.convert({**shown, "env": secrets.env}, McpAdapter)
+
+
+def without_secrets(text: str, adapter: Adapter | None) -> str:
+    """Text that an upstream wrote, without the secrets that it got from us."""
+    if adapter is None:
+        return text
+    values = [*adapter.headers.values(), *(adapter.env.values() if isinstance(adapter, McpAdapter) else ())]
+    parts = {part for value in values for part in (value, *value.split()) if len(part) >= _SHORTEST_SECRET}
+    for part in sorted(parts, key=len, reverse=True):
+        text = text.replace(part, HIDDEN)
+    return text
 
 
 def unmask(new: Adapter | None, old: Adapter | None) -> Adapter | None:

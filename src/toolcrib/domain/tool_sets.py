@@ -247,7 +247,9 @@ async def update_tool_set(
     adapter_changed = after.adapter != before.adapter
     # a command that stands already may stay when only the name changes, even for those who may not set one
     _check_draft(actor, after if adapter_changed else replace(after, adapter=None), commands=commands)
-    after = replace(after, name=after.name.strip(), adapter=unmask(after.adapter, before.adapter))
+    after = replace(
+        after, name=after.name.strip(), adapter=unmask(after.adapter, open_adapter(row, vault, reveal=True))
+    )
     if after.external_id != before.external_id:
         await lock_names(tx, actor)
         await _check_external_id(tx, actor, after.external_id)
@@ -483,7 +485,12 @@ def _tool_set(row: Row, actor: Actor, vault: Vault) -> ToolSet:
         row["external_id"],
         row["labels"],
         row["description"],
-        open_adapter(row, vault, reveal=actor.can("tool_sets:write")),
+        open_adapter(
+            row,
+            vault,
+            reveal=actor.can("tool_sets:write"),
+            reveal_env=actor.can("tool_sets:write") and actor.can("commands:write"),
+        ),
     )
     counts = ToolCounts(row["available"], row["filtered"]) if "available" in row else None
     return ToolSet(identity_of(row, actor), row["slug"], draft, row["last_sync_at"], row["revision"], counts)

@@ -24,7 +24,7 @@ from toolcrib.core.auth import Actor
 from toolcrib.core.http import OutboundClient
 from toolcrib.core.log import hide_secrets
 from toolcrib.core.template import TemplateError
-from toolcrib.domain.adapters import HttpAdapter
+from toolcrib.domain.adapters import HttpAdapter, without_secrets
 from toolcrib.domain.audit import Outcome
 from toolcrib.domain.tools import HttpConfig, McpConfig
 from toolcrib.errors import AppError, Forbidden, Invalid, NotFound, Unavailable, Upstream
@@ -121,7 +121,7 @@ class ToolCalls:
                     outcome = "tool_error" if result.is_error else "ok"
                 except Upstream as error:
                     outcome, error_code = "upstream_error", error.code
-                    result = _failure(error.message)
+                    result = _failure(without_secrets(error.message, tool.tool_set.adapter))
                 size = len(result.body)
             except asyncio.CancelledError:
                 outcome, error_code = "cancelled", "call.cancelled"

@@ -197,9 +197,10 @@ class Catalog:
             if row["external_id"] is not None:
                 names[f"external_id:{row['external_id']}"] = tool_sets[row["id"]]
         endpoints = {tool_set.endpoint.key for tool_set in tool_sets.values() if tool_set.endpoint}
-        for key in self._endpoints.get(workspace_id, set()) - endpoints:
-            self._retire(key)
-        self._endpoints[workspace_id] = endpoints
+        if self._views.get(workspace_id) is asyncio.current_task():  # no news since: this is how things are
+            for key in self._endpoints.get(workspace_id, set()) - endpoints:
+                self._retire(key)
+            self._endpoints[workspace_id] = endpoints
         return CatalogView(tools, {t.call_name: t for t in tools}, names)
 
     def _tool_set(self, row: Row) -> OfferedToolSet:

@@ -13,7 +13,7 @@ from toolcrib.core.db import Database
 from toolcrib.core.vault import SealBroken, Vault
 from toolcrib.domain import audit, tool_sets
 from toolcrib.domain.access import find_system_actor
-from toolcrib.domain.adapters import McpAdapter, open_adapter
+from toolcrib.domain.adapters import McpAdapter, open_adapter, without_secrets
 from toolcrib.domain.tools import UpstreamTool, store_synced_tools
 from toolcrib.errors import AppError, NotFound, Upstream
 from toolcrib.gateway.catalog import endpoint_of
@@ -92,7 +92,10 @@ async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: An
     if not isinstance(adapter, McpAdapter):
         raise Upstream("tool_set.broken", "The tool set has no MCP adapter.")
     endpoint: McpEndpoint = endpoint_of(row["id"], row["revision"], adapter)
-    listed = await context.upstreams.list_tools(endpoint, timeout_s=context.sync_timeout_s)
+    try:
+        listed = await context.upstreams.list_tools(endpoint, timeout_s=context.sync_timeout_s)
+    except Upstream as error:
+        raise Upstream(error.code, without_secrets(error.message, adapter)) from None
     tools = [UpstreamTool.of(raw) for raw in listed.tools if "\0" not in raw["name"]]
     unnamed = ["a tool whose name has a NUL"] * (len(tools) < len(listed.tools))
     async with claimed.tx() as tx:

@@ -34,6 +34,7 @@ from toolcrib.gateway.mcp_client.param_headers import ANNOTATION, param_headers,
 _log = structlog.get_logger(__name__)
 CANCEL_NEWS = "mcp.cancel"
 _MAX_BATCH = 50
+_ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
 _CAPABILITIES = {"tools": {"listChanged": True}}
 _INSTRUCTIONS = "Tools issued by Toolcrib. Every call is recorded; some tools may need a person's approval."
 
@@ -340,9 +341,10 @@ def _cancel_key(caller: _Caller, id_: bytes) -> str | None:
 
 
 def _routing_headers(exchange: Exchange) -> Headers:
-    names = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
-    seen = [name for name, _ in exchange.scope["headers"] if name in names]
-    doubled = next((name.decode() for name in names if seen.count(name) > 1), None)
+    doubled = None
+    if len(exchange.headers) != len(exchange.scope["headers"]):  # some name comes more than once
+        seen = [name for name, _ in exchange.scope["headers"]]
+        doubled = next((name.decode() for name in _ROUTING if seen.count(name) > 1), None)
     get = exchange.headers.get
     return Headers(get("mcp-protocol-version"), get("mcp-method"), _decoded(get("mcp-name")), doubled)
 
