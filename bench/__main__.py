@@ -1,6 +1,7 @@
-"""`python -m bench`: measure, print tables, write `bench/out/<time>.json`."""
+"""`python -m bench`: measure, print tables, write `bench/out/<time>.json`. What is measured, and why: README.md."""
 
 import argparse
+import asyncio
 import json
 import sys
 import time
@@ -10,40 +11,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import calls, listing, start
+from bench import calls, listing, queue_bench, start
 from bench.machine import description
-from bench.servers import has_nginx
+from bench.servers import has_nginx, temporary_folder
 
 _OUT = Path(__file__).parent / "out"
-_PARTS = ("start", "calls", "list", "queue")
 _console = Console(width=None if sys.stdout.isatty() else 130)
+Rows = list[dict[str, Any]]
 
 
 def main() -> None:
     """Run what was asked for."""
     options = _options()
     began = time.monotonic()
-    run: dict[str, Any] = {"machine": description(), "quick": options.quick}
-    _console.print(
-        f"[bold]Toolcrib bench[/] {run['machine']['commit']}, {run['machine']['cores']} cores of"
-        f" {run['machine']['cpu']}, Python {run['machine']['python']}"
-    )
+    machine = description()
+    run: dict[str, Any] = {"machine": machine, "quick": options.quick}
+    about = f"{machine['commit']}, {machine['cores']} cores of {machine['cpu']}, Python {machine['python']}"
+    _console.print(f"[bold]Toolcrib bench[/] {about}, load average {machine['load_average']:.1f}")
     if not has_nginx():
-        _console.print("nginx is not installed: its rows are left out (and a slower upstream stands in for it).")
+        _console.print("nginx is not installed: its rows are left out, and a slower upstream stands in for it.")
     for part in options.only:
-        run[part] = _MEASURE[part](options.quick)
+        run[part] = _PARTS[part](options)
     run["took_s"] = round(time.monotonic() - began, 1)
     _OUT.mkdir(exist_ok=True)
-    path = _OUT / f"{run['machine']['at'].replace(':', '')[:17]}.json"
+    path = _OUT / f"{machine['at'].replace(':', '')[:17]}.json"
     path.write_text(json.dumps(run, indent=1))
-    _console.print(
-        f"{run['took_s']:.0f} s; the figures are in {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"
-    )
+    _console.print(f"{run['took_s']:.0f} s; the figures are in bench/out/{path.name}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less than a minute; for a look, not for a record")
+    parser.add_argument("--quick", action="store_true", help="a minute: for a look, not for a record")
     parser.add_argument("--only", default=",".join(_PARTS), help=f"some of {','.join(_PARTS)}")
     options = parser.parse_args()
     options.only = options.only.split(",")
@@ -52,23 +50,15 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _start(quick: bool) -> Any:
-    rows = start.measure(times=1 if quick else 5)
-    table = _table(
-        "Start and stop, medians",
-        "",
-        "to the first answer, s",
-        "spread",
-        "stop, s",
-        "memory idle, MB",
-        "of it PostgreSQL",
-    )
+def _start(options: argparse.Namespace) -> Rows:
+    rows = start.measure(times=1 if options.quick else 3)
+    columns = ("", "to the first answer, s", "spread", "stop, s", "memory idle, MB", "of it PostgreSQL")
+    table = _table("Start and stop, medians", *columns)
     for row in rows:
-        spread = f"{row['least_s']:.2f}-{row['most_s']:.2f}"
         table.add_row(
             row["what"],
             f"{row['answer_s']:.2f}",
-            spread,
+            f"{row['least_s']:.2f}-{row['most_s']:.2f}",
             _number(row.get("stop_s"), ".2f"),
             _number(row.get("memory_mb"), ".0f"),
             _number(row.get("postgres_mb"), ".0f"),
@@ -77,26 +67,15 @@ def _start(quick: bool) -> Any:
     return rows
 
 
-def _calls(quick: bool) -> Any:
-    timing = calls.Timing(1, 0.2, 0.6, (1, 32)) if quick else calls.Timing(3, 0.3, 1.0, (1, 8, 32))
+def _calls(options: argparse.Namespace) -> Rows:
+    timing = calls.Timing(1, 0.2, 0.5, (1, 32)) if options.quick else calls.Timing(3, 0.3, 1.0, (1, 8, 32))
     rows = calls.measure(timing)
+    columns = ("", "calls/s", "of the relay", "p50 ms", "p99 ms", "CPU µs/call", "PostgreSQL µs/call")
     for upstream in dict.fromkeys(row["upstream"] for row in rows):
-        table = _table(
-            f"Calls, {upstream} upstream" if upstream != "PostgreSQL" else "The limit under the audit",
-            "connections",
-            "",
-            "calls/s",
-            "of the relay",
-            "p50 ms",
-            "p99 ms",
-            "CPU µs/call",
-            "PostgreSQL µs/call",
-        )
-        last = None
-        for row in (row for row in rows if row["upstream"] == upstream):
-            if last not in {None, row["connections"]}:
-                table.add_section()
-            last = row["connections"]
+        title = "The limit under the audit" if upstream == calls.COMMITS else f"Calls to an {upstream} upstream"
+        table = _table(title, "connections", *columns)
+        mine = [row for row in rows if row["upstream"] == upstream]
+        for row, following in zip(mine, [*mine[1:], None], strict=True):
             table.add_row(
                 str(row["connections"]),
                 row["door"],
@@ -104,18 +83,18 @@ def _calls(quick: bool) -> Any:
                 _number(row.get("of_relay"), ".2f"),
                 f"{row['p50_ms']:.2f}",
                 f"{row['p99_ms']:.2f}",
-                f"{row['cpu_us']:.0f}" if row["cpu_us"] else "",
-                f"{row['postgres_us']:.0f}" if row["postgres_us"] else "",
+                _number(row["cpu_us"] or None, ".0f"),
+                _number(row["postgres_us"] or None, ".0f"),
+                end_section=following is not None and following["connections"] != row["connections"],
             )
         _console.print(table)
     return rows
 
 
-def _list(quick: bool) -> Any:
-    rows = listing.measure(times=2 if quick else 7)
-    table = _table(
-        "tools/list, medians", "tools", "", "first page, ms", "all pages, ms", "pages", "MB", "tools added in, s"
-    )
+def _list(options: argparse.Namespace) -> Rows:
+    rows = listing.measure(times=3 if options.quick else 9)
+    columns = ("tools", "", "first page, ms", "all pages, ms", "pages", "MB", "tools added in, s")
+    table = _table("tools/list, medians", *columns)
     for row in rows:
         table.add_row(
             f"{row['tools']:,}",
@@ -130,14 +109,21 @@ def _list(quick: bool) -> Any:
     return rows
 
 
-def _queue(quick: bool) -> Any:
-    return None
+def _queue(options: argparse.Namespace) -> Rows:
+    pace = {"rounds": 1, "cell_s": 0.2} if options.quick else {}
+    with temporary_folder() as folder:
+        rows = asyncio.run(queue_bench.measure_here(folder, **pace))
+    _console.print(queue_bench.table_of(rows))
+    return rows
+
+
+_PARTS = {"start": _start, "calls": _calls, "list": _list, "queue": _queue}
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if column == "" else "right", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
     return table
 
 
@@ -145,7 +131,5 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-_MEASURE = {"start": _start, "calls": _calls, "list": _list, "queue": _queue}
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,6 +24,7 @@ from bench.upstream import ANSWER, ARGUMENTS, PARAMETERS
 from toolcrib.core.postgres import EmbeddedPostgres
 
 RELAY = "bare relay"
+COMMITS = "PostgreSQL"
 _PLAIN = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 _META = (
     '"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":'
@@ -183,7 +184,7 @@ async def _commits(data: Path, timing: Timing, gateway_pid: int) -> list[dict[st
             cpu=Spent(0.0, cpu.postgres_s),
         )
         door = "one audit row, one commit, no call"
-        rows.append({"upstream": "PostgreSQL", "connections": connections, "door": door, **_row([cell])})
+        rows.append({"upstream": COMMITS, "connections": connections, "door": door, **_row([cell])})
     return rows
 
 
@@ -191,8 +192,8 @@ async def _commit_until(conn: asyncpg.Connection, until: float, latencies: list[
     while (began := time.perf_counter()) < until:
         await conn.execute(
             "INSERT INTO tool_call (workspace_id, principal_id, tool_name, door, outcome, arguments, result_bytes,"
-            " duration_us, request_id, called_at) VALUES ('bench', 'bench', 'bench', 'rest', 'ok', $1::text::json, 64, 1,"
-            " 'bench', now())",
+            " duration_us, request_id, called_at) VALUES ('bench', 'bench', 'bench', 'rest', 'ok', $1::text::json, 64,"
+            " 1, 'bench', now())",
             ARGUMENTS.decode(),
         )
         latencies.append(time.perf_counter() - began)

@@ -169,13 +169,13 @@ async def prepare(conn: asyncpg.Connection, ready_jobs: int) -> None:
     await conn.execute("CHECKPOINT")
 
 
-async def jobs_per_s(steps: list[Step]) -> float:
+async def jobs_per_s(steps: list[Step], cell_s: float) -> float:
     """Each step in a loop of its own, all at once."""
     done, start = 0, time.perf_counter()
 
     async def repeat(step: Step) -> None:
         nonlocal done
-        while time.perf_counter() - start < CELL_S and (count := await step()):
+        while time.perf_counter() - start < cell_s and (count := await step()):
             done += count
 
     await asyncio.gather(*map(repeat, steps))
@@ -214,7 +214,7 @@ async def measure_worker(database: Database, conn: asyncpg.Connection) -> list[d
     ]
 
 
-async def measure(dsn: str) -> list[dict[str, Any]]:
+async def measure(dsn: str, *, rounds: int = ROUNDS, cell_s: float = CELL_S) -> list[dict[str, Any]]:
     """All numbers, as `{case, ours, raw, unit}`; uses a database of its own on the server of `dsn`."""
     name = f"queue_bench_{secrets.token_hex(4)}"
     admin = await asyncpg.connect(dsn)
@@ -228,11 +228,11 @@ async def measure(dsn: str) -> list[dict[str, Any]]:
         rows = []
         for case in CASES:
             ours, raw = [], []
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 await prepare(conns[0], case.ready_jobs)
-                ours.append(await jobs_per_s([case.ours(database)] * case.workers))
+                ours.append(await jobs_per_s([case.ours(database)] * case.workers, cell_s))
                 await prepare(conns[0], case.ready_jobs)
-                raw.append(await jobs_per_s([case.raw(conn) for conn in conns[: case.workers]]))
+                raw.append(await jobs_per_s([case.raw(conn) for conn in conns[: case.workers]], cell_s))
             rows.append(
                 {"case": case.name, "ours": statistics.median(ours), "raw": statistics.median(raw), "unit": "jobs/s"}
             )
@@ -256,11 +256,11 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-async def measure_here(folder: Path) -> list[dict[str, Any]]:
+async def measure_here(folder: Path, *, rounds: int = ROUNDS, cell_s: float = CELL_S) -> list[dict[str, Any]]:
     """All numbers, on a server of our own in an empty folder."""
     server = EmbeddedPostgres(folder)
     try:
-        return await measure(await server.start())
+        return await measure(await server.start(), rounds=rounds, cell_s=cell_s)
     finally:
         await server.stop()
 

@@ -1,4 +1,4 @@
-"""A peer for tools/list: the official SDK's low-level server, stateless, answering JSON. `python -m bench.sdk_server n`."""
+"""A peer for tools/list: the official SDK's low-level server, stateless and answering JSON, with n tools."""
 
 import asyncio
 import json

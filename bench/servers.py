@@ -1,4 +1,4 @@
-"""Starts what is measured, and ends it: Toolcrib itself, our small servers, nginx. Nothing outlives its `with` block."""
+"""Starts what is measured, and ends it: Toolcrib, our small servers, nginx. Nothing outlives its `with` block."""
 
 import contextlib
 import http.client

@@ -5,9 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from gateway.mcp_client.servers.launch import serving
 from mcp import types
 from mcp.server.lowlevel import Server
+
+from gateway.mcp_client.servers.launch import serving
 
 
 class ChangingServer:

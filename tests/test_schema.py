@@ -67,7 +67,11 @@ async def test_every_table_has_its_workspace_or_a_reason(database: Database) -> 
 
 
 async def test_a_workspace_is_named_always_and_truly_or_there_is_a_reason(database: Database) -> None:
-    pointing = {table for table, column, target in await foreign_keys(database) if (column, target) == ("workspace_id", "workspace")}
+    pointing = {
+        table
+        for table, column, target in await foreign_keys(database)
+        if (column, target) == ("workspace_id", "workspace")
+    }
     for name, columns in (await tables(database)).items():
         if name not in NO_WORKSPACE and name not in LOOSE_WORKSPACE:
             assert name in pointing

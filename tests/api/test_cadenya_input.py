@@ -109,6 +109,7 @@ BAD_TOOL_SETS: list[tuple[str, Any]] = [
     (f"{MCP_AT}.args[0]", mcp(command="true", args=[1])),
     (f"{MCP_AT}.args", mcp(command="true", args=["x" * 100_001])),
     (f"{MCP_AT}.env", mcp(command="true", env={"A=B": "c"})),
+    (f"{MCP_AT}.env", mcp(command="true", env={"": "c"})),
     (f"{MCP_AT}.env.A", mcp(command="true", env={"A": 1})),
     (f"{MCP_AT}.env.A", mcp(command="true", env={"A": "********"})),
     (f"{MCP_AT}.headers.X-A", mcp(url=URL, headers={"X-A": "a\r\nb: c"})),
@@ -127,8 +128,12 @@ BAD_TOOL_SETS: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "body"), BAD_TOOL_SETS, ids=[f"{i}-{field}"[:60] for i, (field, _) in enumerate(BAD_TOOL_SETS)])
-async def test_a_tool_set_that_breaks_a_rule_is_refused_by_name_of_the_field(cadenya: Cadenya, field: str, body: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "body"), BAD_TOOL_SETS, ids=[f"{i}-{field}"[:60] for i, (field, _) in enumerate(BAD_TOOL_SETS)]
+)
+async def test_a_tool_set_that_breaks_a_rule_is_refused_by_name_of_the_field(
+    cadenya: Cadenya, field: str, body: Any
+) -> None:
     error = await cadenya.refused("POST", "", body)
     named = [v["field"] for d in error["details"] for v in d.get("fieldViolations", [])]
     assert named[0] == field, error
@@ -199,8 +204,12 @@ BAD_TOOLS: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "body"), BAD_TOOLS, ids=[f"{i}-{field}"[:60] for i, (field, _) in enumerate(BAD_TOOLS)])
-async def test_a_tool_that_breaks_a_rule_is_refused_by_name_of_the_field(cadenya: Cadenya, field: str, body: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "body"), BAD_TOOLS, ids=[f"{i}-{field}"[:60] for i, (field, _) in enumerate(BAD_TOOLS)]
+)
+async def test_a_tool_that_breaks_a_rule_is_refused_by_name_of_the_field(
+    cadenya: Cadenya, field: str, body: Any
+) -> None:
     if (await cadenya.send("GET", "/external_id:strict")).status_code == 404:
         await cadenya.create("strict", {"http": {"baseUrl": "https://api.example.com"}}, externalId="strict")
     error = await cadenya.refused("POST", "/external_id:strict/tools", body)
@@ -213,7 +222,9 @@ async def test_a_tool_that_breaks_a_rule_is_refused_by_name_of_the_field(cadenya
 async def test_deep_nesting_is_refused_not_fatal(cadenya: Cadenya, depth: int) -> None:
     spec = b'{"config":{},"description":"","status":"TOOL_STATUS_AVAILABLE","parameters":' + nested(depth) + b"}"
     tool_set = await cadenya.create("deep")
-    await cadenya.refused("POST", f"/{tool_set}/tools", b'{"metadata":{"name":"x"},"spec":' + spec + b"}", field="spec.parameters")
+    await cadenya.refused(
+        "POST", f"/{tool_set}/tools", b'{"metadata":{"name":"x"},"spec":' + spec + b"}", field="spec.parameters"
+    )
     await cadenya.refused("POST", "", b'{"metadata":{"name":"x"},"spec":' + nested(depth) + b"}", field="spec.a")
     await cadenya.refused("PUT", f"/{tool_set}", b'{"metadata":' + nested(depth) + b"}", field="metadata.name")
     await cadenya.refused("PUT", f"/{tool_set}", b'{"spec":' + nested(depth) + b"}", field="spec.a")
@@ -226,27 +237,50 @@ GOOD = b'{"metadata":{"name":"x"},"spec":{}}'
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"nope", GOOD + b"x", b"\xff\xfe", b'{"metadata":{"name":"\xff"},"spec":{}}', b'{"metadata": NaN}']
-    + [b'{"metadata":{"name":"\\ud800"},"spec":{}}', b'{"metadata":{"name":"\\udc00\\ud800"},"spec":{}}']
-    + [b'{"metadata":{"name":"\\u0000"},"spec":{}}', b'{"metadata":{"name":"x","labels":{"\\u0000":"a"}},"spec":{}}']
-    + [b'{"metadata":{"name":"x"},"spec":{"description":"a\\u0000b"}}', b"[" * 2000, b'{"a":' * 2000, b"\xef\xbb\xbf" + GOOD]
-    + [b'{"metadata":{"name":"\\u0000"},"spec":' + nested(990) + b"}", b'{"a":1e999}', b"1" * 5000],
+    [
+        b"",
+        b"{",
+        b"nope",
+        GOOD + b"x",
+        b"\xff\xfe",
+        b'{"metadata":{"name":"\xff"},"spec":{}}',
+        b'{"metadata": NaN}',
+        b'{"metadata":{"name":"\\ud800"},"spec":{}}',
+        b'{"metadata":{"name":"\\udc00\\ud800"},"spec":{}}',
+        b'{"metadata":{"name":"\\u0000"},"spec":{}}',
+        b'{"metadata":{"name":"x","labels":{"\\u0000":"a"}},"spec":{}}',
+        b'{"metadata":{"name":"x"},"spec":{"description":"a\\u0000b"}}',
+        b"[" * 2000,
+        b'{"a":' * 2000,
+        b"\xef\xbb\xbf" + GOOD,
+        b'{"metadata":{"name":"\\u0000"},"spec":' + nested(990) + b"}",
+        b'{"a":1e999}',
+        b"1" * 5000,
+    ],
 )
-@pytest.mark.parametrize(("method", "path"), [("POST", ""), ("PUT", "/external_id:any"), ("POST", "/external_id:any/tools")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", ""), ("PUT", "/external_id:any"), ("POST", "/external_id:any/tools")]
+)
 async def test_a_body_that_is_not_our_json_is_refused(cadenya: Cadenya, method: str, path: str, body: bytes) -> None:
-    response = await cadenya.http.request(method, ROOT + path, content=body, headers={"Content-Type": "application/json"})
+    response = await cadenya.http.request(
+        method, ROOT + path, content=body, headers={"Content-Type": "application/json"}
+    )
     assert response.status_code == 400, response.text
     assert response.json()["details"][1]["fieldViolations"][0]["field"] == "body"
 
 
-@pytest.mark.parametrize("media", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/xml", "json"])
+@pytest.mark.parametrize(
+    "media", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/xml", "json"]
+)
 async def test_another_content_type_is_refused(cadenya: Cadenya, media: str) -> None:
     response = await cadenya.http.post(ROOT, content=GOOD, headers={"Content-Type": media})
     assert response.status_code == 400
     assert "Content-Type: application/json" in response.json()["message"]
 
 
-@pytest.mark.parametrize("media", [None, "application/json; charset=utf-8", "APPLICATION/JSON", "application/merge-patch+json"])
+@pytest.mark.parametrize(
+    "media", [None, "application/json; charset=utf-8", "APPLICATION/JSON", "application/merge-patch+json"]
+)
 async def test_every_json_content_type_is_taken(crib: Crib, media: str | None) -> None:
     headers = {"Authorization": f"Bearer {crib.api_key}", **({"Content-Type": media} if media else {})}
     async with httpx.AsyncClient(base_url=crib.url) as client:
@@ -290,6 +324,8 @@ async def test_an_id_with_a_nul_names_nothing(cadenya: Cadenya, path: str) -> No
     await cadenya.refused("POST" if "sync" in path else "GET", path, status=404)
 
 
-@pytest.mark.parametrize("path", ["/%ff", "/%ED%A0%80", "/%2e%2e", "/" + "x" * 3000, "/%25", "/%252F", "/'; DROP TABLE tool;--"])
+@pytest.mark.parametrize(
+    "path", ["/%ff", "/%ED%A0%80", "/%2e%2e", "/" + "x" * 3000, "/%25", "/%252F", "/'; DROP TABLE tool;--"]
+)
 async def test_an_odd_id_names_nothing(cadenya: Cadenya, path: str) -> None:
     await cadenya.refused("GET", path, status=404)

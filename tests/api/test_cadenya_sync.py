@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from mcp import types
 
 from api.cadenya_calls import Cadenya, names_of
 from gateway.mcp_client.servers.raw_http import Exchange, legacy, raw_mcp, text
-from mcp import types
 from mcp_upstream import ChangingServer, changing_server, tool
 from serving import DEADLINE_S
 
@@ -120,7 +120,9 @@ async def test_a_sync_that_changes_nothing_touches_no_tool(cadenya: Cadenya, ser
 
 
 async def test_a_server_that_cannot_be_reached_is_an_event(cadenya: Cadenya) -> None:
-    tool_set = await cadenya.create("nobody", {"mcp": {"url": "http://127.0.0.1:9/mcp", "headers": {"X-Key": "s3cret"}}})
+    tool_set = await cadenya.create(
+        "nobody", {"mcp": {"url": "http://127.0.0.1:9/mcp", "headers": {"X-Key": "s3cret"}}}
+    )
     event = await cadenya.crib.synced(tool_set)
     assert event["type"] == "sync_failed"
     assert event["syncFailed"]["error"] is True
@@ -190,7 +192,11 @@ async def test_exclusion_wins_over_inclusion(cadenya: Cadenya, server: ChangingS
     server.offer(*ALL)
     include, exclude = matching({"startsWith": "get"}), matching({"contains": "weather"})
     tool_set = await add(cadenya, server, "both", includeTools=include, excludeTools=exclude)
-    assert await statuses(cadenya, tool_set) == {"Get_Weather": FILTERED, "get_news": AVAILABLE, "delete_news": FILTERED}
+    assert await statuses(cadenya, tool_set) == {
+        "Get_Weather": FILTERED,
+        "get_news": AVAILABLE,
+        "delete_news": FILTERED,
+    }
     info = (await cadenya.ok("GET", f"/{tool_set}"))["info"]
     assert (info["toolCount"], info["availableTools"], info["omittedTools"]) == (3, 1, 2)
     assert (await cadenya.crib.call("delete_news")).status_code == 404  # a filtered tool does not exist for agents
@@ -233,7 +239,10 @@ async def test_a_vanished_tool_is_archived_and_comes_back_as_itself(cadenya: Cad
     await cadenya.resync(tool_set)
     after = (await by_name(cadenya, tool_set))["write"]
     assert after["spec"] == before["spec"]
-    assert (after["metadata"]["id"], after["info"]["callName"]) == (before["metadata"]["id"], before["info"]["callName"])
+    assert (after["metadata"]["id"], after["info"]["callName"]) == (
+        before["metadata"]["id"],
+        before["info"]["callName"],
+    )
 
 
 async def test_a_deleted_tool_comes_back_with_the_next_sync(cadenya: Cadenya, server: ChangingServer) -> None:
@@ -291,7 +300,12 @@ async def test_what_people_add_to_a_synced_tool_stays(cadenya: Cadenya, server: 
 async def test_which_upstream_tool_a_synced_tool_is_cannot_be_changed(cadenya: Cadenya, server: ChangingServer) -> None:
     tool_set = await add(cadenya, server, "identity")
     path = f"/{tool_set}/tools/{(await by_name(cadenya, tool_set))['read']['metadata']['id']}"
-    for config in ({"mcp": {"toolName": "write"}}, {"mcp": {"toolName": None}}, {"mcp": None}, {"bare": {}, "mcp": None}):
+    for config in (
+        {"mcp": {"toolName": "write"}},
+        {"mcp": {"toolName": None}},
+        {"mcp": None},
+        {"bare": {}, "mcp": None},
+    ):
         await cadenya.refused("PUT", path, {"spec": {"config": config}}, field="spec.config.mcp.toolName")
     await cadenya.ok("PUT", path, {"spec": {"config": {"mcp": {"toolTitle": "mine until the next sync"}}}})
     assert (await cadenya.resync(tool_set))["type"] == "sync_completed"
@@ -331,7 +345,9 @@ async def test_a_sync_of_an_older_revision_is_void(cadenya: Cadenya, server: Cha
         await server.asked.wait()  # the old revision's sync has its list, and waits for it to arrive
         server.offer("read", "fresh")
         server.asked.clear()
-        await cadenya.ok("PUT", f"/{tool_set}", {"spec": {"adapter": {"mcp": {"excludeTools": matching({"exact": "read"})}}}})
+        await cadenya.ok(
+            "PUT", f"/{tool_set}", {"spec": {"adapter": {"mcp": {"excludeTools": matching({"exact": "read"})}}}}
+        )
         await server.asked.wait()
         server.open.set()
         while len(await jobs_done(cadenya, tool_set)) < 3:
@@ -345,7 +361,8 @@ async def test_a_sync_of_an_older_revision_is_void(cadenya: Cadenya, server: Cha
 async def jobs_done(cadenya: Cadenya, tool_set: str) -> list[Any]:
     """The results of the finished syncs of a tool set."""
     rows = await cadenya.crib.parts.deps.database.pool.fetch(
-        "SELECT result FROM job WHERE kind = 'tool_set.sync' AND payload->>'tool_set_id' = $1 AND state = 'done'", tool_set
+        "SELECT result FROM job WHERE kind = 'tool_set.sync' AND payload->>'tool_set_id' = $1 AND state = 'done'",
+        tool_set,
     )
     return [row["result"] for row in rows]
 
@@ -360,7 +377,12 @@ async def test_a_tool_set_deleted_during_its_sync_stays_deleted(cadenya: Cadenya
         while not await jobs_done(cadenya, tool_set):
             await asyncio.sleep(0.01)
     await cadenya.refused("GET", f"/{tool_set}", status=404)
-    assert await cadenya.crib.parts.deps.database.pool.fetchval("SELECT count(*) FROM tool WHERE tool_set_id = $1", tool_set) == 0
+    assert (
+        await cadenya.crib.parts.deps.database.pool.fetchval(
+            "SELECT count(*) FROM tool WHERE tool_set_id = $1", tool_set
+        )
+        == 0
+    )
 
 
 async def test_a_name_listed_twice_counts_once_and_is_told(cadenya: Cadenya, server: ChangingServer) -> None:

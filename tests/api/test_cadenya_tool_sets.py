@@ -56,7 +56,11 @@ async def test_a_new_tool_set_has_identity_and_info_from_the_server(cadenya: Cad
     }
     made = await cadenya.ok("POST", "", body)
     metadata = made["metadata"]
-    assert (metadata["name"], metadata["externalId"], metadata["labels"]) == ("Weather", "w-1", body["metadata"]["labels"])
+    assert (metadata["name"], metadata["externalId"], metadata["labels"]) == (
+        "Weather",
+        "w-1",
+        body["metadata"]["labels"],
+    )
     assert metadata["id"].startswith("toolset_")
     assert metadata["workspaceId"] == cadenya.crib.workspace_id
     assert made["spec"] == {"adapter": {"type": "http", **HTTP}, "description": "Forecasts"}
@@ -77,7 +81,13 @@ async def test_a_deleted_tool_set_is_gone_with_its_tools(cadenya: Cadenya) -> No
     tool_set = await cadenya.create("short-lived", HTTP, externalId="gone")
     tool = await cadenya.create_tool(tool_set, "lost", config={"http": {"requestMethod": "GET"}})
     assert (await cadenya.send("DELETE", f"/{tool_set}")).content == b""
-    for path in (f"/{tool_set}", "/external_id:gone", f"/{tool_set}/tools", f"/{tool_set}/tools/{tool}", f"/{tool_set}/events"):
+    for path in (
+        f"/{tool_set}",
+        "/external_id:gone",
+        f"/{tool_set}/tools",
+        f"/{tool_set}/tools/{tool}",
+        f"/{tool_set}/events",
+    ):
         await cadenya.refused("GET", path, status=404)
     await cadenya.refused("DELETE", f"/{tool_set}", status=404)
     assert (await cadenya.crib.call("lost")).status_code == 404
@@ -270,7 +280,9 @@ async def test_a_workspace_sees_only_its_own(cadenya: Cadenya) -> None:
 
 
 async def test_secrets_are_masked_for_who_may_only_read(cadenya: Cadenya) -> None:
-    adapter = {"http": {"baseUrl": "https://api.example.com", "headers": {"Authorization": "Bearer s3cret", "X-B": "b"}}}
+    adapter = {
+        "http": {"baseUrl": "https://api.example.com", "headers": {"Authorization": "Bearer s3cret", "X-B": "b"}}
+    }
     tool_set = await cadenya.create("sealed", adapter)
     async with cadenya.crib.as_(await cadenya.crib.key("tool_sets:read")) as http:
         reader = Cadenya(cadenya.crib, http)
@@ -303,7 +315,9 @@ async def test_secrets_are_sealed_in_the_database(cadenya: Cadenya) -> None:
         (["tools:call", "audit:read"], False, False),
     ],
 )
-async def test_a_key_does_only_what_its_scopes_say(cadenya: Cadenya, scopes: list[str], reads: bool, writes: bool) -> None:
+async def test_a_key_does_only_what_its_scopes_say(
+    cadenya: Cadenya, scopes: list[str], reads: bool, writes: bool
+) -> None:
     async with cadenya.crib.as_(await cadenya.crib.key(*scopes)) as http:
         scoped = Cadenya(cadenya.crib, http)
         body = {"metadata": {"name": "by key"}, "spec": {}}
@@ -324,7 +338,9 @@ async def test_a_command_needs_its_own_scope(cadenya: Cadenya) -> None:
         for spec in ({"adapter": {"mcp": {"args": ["-c", "id"]}}}, {"adapter": {"mcp": {"env": {"PATH": "/tmp"}}}}):
             await writer.refused("PUT", f"/{tool_set}", {"spec": spec}, status=403)
         renamed = await writer.ok("PUT", f"/{tool_set}", {"metadata": {"name": "renamed"}})
-        assert renamed["spec"]["adapter"]["mcp"] == {**adapter["mcp"], "headers": {}}
+        assert renamed["spec"]["adapter"]["mcp"] == {"command": "true", "env": {"TOKEN": "********"}, "headers": {}}
+    kept = await cadenya.ok("GET", f"/{tool_set}")
+    assert kept["spec"]["adapter"]["mcp"]["env"] == {"TOKEN": "s3cret"}
     async with cadenya.crib.as_(await cadenya.crib.key("tool_sets:read")) as http:
         shown = await Cadenya(cadenya.crib, http).ok("GET", f"/{tool_set}")
         assert shown["spec"]["adapter"]["mcp"]["env"] == {"TOKEN": "********"}
@@ -344,6 +360,8 @@ async def test_errors_carry_the_request_id_of_the_caller(cadenya: Cadenya) -> No
 async def test_methods_that_a_path_lacks_are_refused(cadenya: Cadenya) -> None:
     for method, path in (("DELETE", ""), ("PATCH", "/x"), ("POST", "/x"), ("PUT", "/x/tools"), ("POST", "/x/events")):
         assert (await cadenya.refused(method, path, status=405))["code"] == 3
+    assert (await cadenya.send("PATCH", "/x/tools/y")).headers["allow"] == "DELETE, GET, PUT"
+    assert (await cadenya.crib.http.get("/api/tools/x/call")).headers["allow"] == "POST"
     await cadenya.refused("GET", "/x/y/z/w", status=404)
 
 

@@ -39,8 +39,16 @@ def told(thing: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"metadata": None}, {"spec": None, "metadata": None}, {"spec": {}}, {"spec": {"adapter": {}}}, {"updateMask": ""}]
-    + [{"updateMask": None}, {"updateMask": " ", "spec": {"adapter": {"http": {}}}}],
+    [
+        {},
+        {"metadata": None},
+        {"spec": None, "metadata": None},
+        {"spec": {}},
+        {"spec": {"adapter": {}}},
+        {"updateMask": ""},
+        {"updateMask": None},
+        {"updateMask": " ", "spec": {"adapter": {"http": {}}}},
+    ],
 )
 async def test_nothing_sent_changes_nothing(cadenya: Cadenya, body: dict[str, Any]) -> None:
     path = await start(cadenya, f"untouched {body}")
@@ -82,7 +90,10 @@ async def test_null_clears_what_may_be_empty(cadenya: Cadenya) -> None:
 
 async def test_a_map_is_replaced_whole(cadenya: Cadenya) -> None:
     path = await start(cadenya, "maps")
-    body = {"metadata": {"name": "maps", "labels": {"c": "3"}}, "spec": {"adapter": {"http": {"headers": {"X-Three": "3"}}}}}
+    body = {
+        "metadata": {"name": "maps", "labels": {"c": "3"}},
+        "spec": {"adapter": {"http": {"headers": {"X-Three": "3"}}}},
+    }
     after = told(await cadenya.ok("PUT", path, body))
     assert after["metadata"]["labels"] == {"c": "3"}
     assert after["spec"]["adapter"]["http"] == {"baseUrl": HTTP["http"]["baseUrl"], "headers": {"X-Three": "3"}}
@@ -92,7 +103,10 @@ async def test_a_filter_is_replaced_whole(cadenya: Cadenya) -> None:
     path = await start(cadenya, "filters", MCP)
     other = {"operator": "OPERATOR_AND", "filters": [{"attribute": "ATTRIBUTE_TITLE", "matcher": {"regex": "x"}}]}
     await cadenya.refused(
-        "PUT", path, {"spec": {"adapter": {"mcp": {"includeTools": {"filters": []}}}}}, field="spec.adapter.mcp.includeTools.operator"
+        "PUT",
+        path,
+        {"spec": {"adapter": {"mcp": {"includeTools": {"filters": []}}}}},
+        field="spec.adapter.mcp.includeTools.operator",
     )
     after = told(await cadenya.ok("PUT", path, {"spec": {"adapter": {"mcp": {"includeTools": other}}}}))
     shown = after["spec"]["adapter"]["mcp"]["includeTools"]
@@ -101,7 +115,9 @@ async def test_a_filter_is_replaced_whole(cadenya: Cadenya) -> None:
     assert after["spec"]["adapter"]["mcp"]["toolApprovals"] == {"always": True}
 
 
-@pytest.mark.parametrize(("old", "new"), [(HTTP, MCP), (MCP, HTTP), (None, HTTP), (None, MCP), (HTTP, None), (MCP, None)])
+@pytest.mark.parametrize(
+    ("old", "new"), [(HTTP, MCP), (MCP, HTTP), (None, HTTP), (None, MCP), (HTTP, None), (MCP, None)]
+)
 @pytest.mark.parametrize("mask", [None, "spec.adapter", "spec"])
 async def test_an_adapter_may_become_another(
     cadenya: Cadenya, old: dict[str, Any] | None, new: dict[str, Any] | None, mask: str | None
@@ -130,7 +146,10 @@ async def test_both_adapters_at_once_are_refused(cadenya: Cadenya) -> None:
 
 NEW = {
     "metadata": {"name": "new", "externalId": "ext new", "labels": {"n": "9"}},
-    "spec": {"adapter": {"http": {"baseUrl": "https://other.example.com", "headers": {"X-Nine": "9"}}}, "description": "new"},
+    "spec": {
+        "adapter": {"http": {"baseUrl": "https://other.example.com", "headers": {"X-Nine": "9"}}},
+        "description": "new",
+    },
 }
 
 
@@ -205,7 +224,9 @@ async def test_a_member_that_the_mask_names_and_nobody_sends_is_cleared(
 async def test_a_cleared_name_is_refused(cadenya: Cadenya) -> None:
     path = await start(cadenya, "nameless")
     for mask in ("metadata.name", "metadata", "*"):
-        await cadenya.refused("PUT", path, {"updateMask": mask}, field="metadata.name" if mask[0] == "m" else "metadata")
+        await cadenya.refused(
+            "PUT", path, {"updateMask": mask}, field="metadata.name" if mask[0] == "m" else "metadata"
+        )
 
 
 async def test_an_asterisk_replaces_the_whole(cadenya: Cadenya) -> None:
@@ -225,9 +246,28 @@ async def test_a_mask_that_names_both_adapters_takes_the_one_that_was_sent(caden
 
 @pytest.mark.parametrize(
     "mask",
-    ["name", "spec.nothing", "metadata.id", "metadata.labels.a", "spec.adapter.http.headers.X-One", "info", "state", "."]
-    + ["metadata.", ".metadata", "spec..adapter", "metadata.name,,spec", "metadata.name;spec", "spec.adapter.ftp", "**"]
-    + ["spec.adapter.mcp.includeTools.operator", "updateMask", "spec.config", "\u0130", "metadata.name,nope"],
+    [
+        "name",
+        "spec.nothing",
+        "metadata.id",
+        "metadata.labels.a",
+        "spec.adapter.http.headers.X-One",
+        "info",
+        "state",
+        ".",
+        "metadata.",
+        ".metadata",
+        "spec..adapter",
+        "metadata.name,,spec",
+        "metadata.name;spec",
+        "spec.adapter.ftp",
+        "**",
+        "spec.adapter.mcp.includeTools.operator",
+        "updateMask",
+        "spec.config",
+        "İ",
+        "metadata.name,nope",
+    ],
 )
 async def test_a_mask_that_names_no_member_is_refused_and_changes_nothing(cadenya: Cadenya, mask: str) -> None:
     path = await start(cadenya, f"unknown {mask}")

@@ -23,12 +23,13 @@ OPEN = {"getHealth", "getReady", "getVersion"}
 
 # What the caller must hold, by operation; those of the later edition need the same.
 SCOPES = {
-    **dict.fromkeys(["listToolSets", "getToolSet", "listToolSetEvents", "listTools", "getTool"], {"tool_sets:read"}),
-    **dict.fromkeys(
-        ["createToolSet", "updateToolSet", "patchToolSet", "deleteToolSet", "syncToolSet"], {"tool_sets:read", "tool_sets:write"}
-    ),
-    **dict.fromkeys(["createTool", "updateTool", "patchTool", "deleteTool"], {"tool_sets:read", "tool_sets:write"}),
-    **dict.fromkeys(["callTool", "callToolByName"], {"tools:call"}),
+    **{key: {"tool_sets:read"} for key in ["listToolSets", "getToolSet", "listToolSetEvents", "listTools", "getTool"]},
+    **{
+        key: {"tool_sets:read", "tool_sets:write"}
+        for key in ["createToolSet", "updateToolSet", "patchToolSet", "deleteToolSet", "syncToolSet"]
+    },
+    **{key: {"tool_sets:read", "tool_sets:write"} for key in ["createTool", "updateTool", "patchTool", "deleteTool"]},
+    **{key: {"tools:call"} for key in ["callTool", "callToolByName"]},
     "listToolCalls": {"audit:read"},
 }
 
@@ -167,11 +168,17 @@ async def test_nobody_is_served_without_a_key(crib: Crib, target: Target, dialec
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(
     "headers",
-    [{"Authorization": "Bearer nonsense"}, {"X-API-Key": "nonsense"}, {"Authorization": "Basic eDp5"}]
-    + [{"Authorization": f"Bearer {new_api_key().text}"}],  # well formed, and never given to anybody
+    [
+        {"Authorization": "Bearer nonsense"},
+        {"X-API-Key": "nonsense"},
+        {"Authorization": "Basic eDp5"},
+        {"Authorization": f"Bearer {new_api_key().text}"},
+    ],  # well formed, and never given to anybody
     ids=["bearer", "x-api-key", "basic", "well-formed"],
 )
-async def test_a_wrong_key_is_no_key(crib: Crib, target: Target, dialect: str, headers: dict[str, str], subtests: Any) -> None:
+async def test_a_wrong_key_is_no_key(
+    crib: Crib, target: Target, dialect: str, headers: dict[str, str], subtests: Any
+) -> None:
     async with crib.as_(None) as http:
         for operation in guarded(await operations(crib, dialect)):
             with subtests.test(operation.facts["operationId"]):
@@ -195,7 +202,9 @@ async def test_a_key_without_the_scope_is_refused(crib: Crib, target: Target, di
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_a_key_of_another_workspace_finds_nothing(crib: Crib, target: Target, dialect: str, subtests: Any) -> None:
+async def test_a_key_of_another_workspace_finds_nothing(
+    crib: Crib, target: Target, dialect: str, subtests: Any
+) -> None:
     before = (await crib.http.get(f"/v1/tool_sets/{target.tool_set_id}")).json()
     async with crib.as_(await crib.other_workspace_key()) as http:
         for operation in guarded(await operations(crib, dialect)):
@@ -212,7 +221,9 @@ async def test_a_key_of_another_workspace_finds_nothing(crib: Crib, target: Targ
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-async def test_exactly_the_scopes_suffice_and_the_answer_is_as_documented(crib: Crib, dialect: str, subtests: Any) -> None:
+async def test_exactly_the_scopes_suffice_and_the_answer_is_as_documented(
+    crib: Crib, dialect: str, subtests: Any
+) -> None:
     for operation in await operations(crib, dialect):
         key = await crib.key(*SCOPES[operation.name]) if operation.name not in OPEN else None
         target = await make_target(crib)
@@ -225,7 +236,9 @@ async def test_exactly_the_scopes_suffice_and_the_answer_is_as_documented(crib: 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_an_unknown_id_is_not_found(crib: Crib, dialect: str, subtests: Any) -> None:
-    nothing = Target(crib.workspace_id, "toolset_01J00000000000000000000000", "tool_01J00000000000000000000000", "no_such_tool")
+    nothing = Target(
+        crib.workspace_id, "toolset_01J00000000000000000000000", "tool_01J00000000000000000000000", "no_such_tool"
+    )
     for operation in guarded(await operations(crib, dialect)):
         if "{" in operation.path.replace("{workspaceId}", ""):
             with subtests.test(operation.facts["operationId"]):
@@ -245,5 +258,10 @@ async def test_documents_can_be_browsed(crib: Crib, dialect: str) -> None:
 
 
 async def test_unknown_paths_are_not_found_in_the_words_of_their_dialect(crib: Crib) -> None:
-    for dialect, path in (("cadenya", "/v1/tool_sets/a/b/c"), ("orkosi", "/api/nothing"), ("orkosi", "/nothing"), ("orkosi", "/openapi/x.json")):
+    for dialect, path in (
+        ("cadenya", "/v1/tool_sets/a/b/c"),
+        ("orkosi", "/api/nothing"),
+        ("orkosi", "/nothing"),
+        ("orkosi", "/openapi/x.json"),
+    ):
         check_error(dialect, await crib.http.get(path), 404)

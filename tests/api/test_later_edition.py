@@ -57,7 +57,9 @@ async def test_a_tool_set_is_created_read_changed_and_deleted(client: Client) ->
     assert made.state == "STATE_ACTIVE"
     assert await do(sets.retrieve, made.metadata.id) == made
     assert await do(sets.retrieve, "external_id:v-1") == made
-    changed = await do(sets.update, made.metadata.id, spec={"description": "new", "adapter": HTTP}, update_mask="spec.description")
+    changed = await do(
+        sets.update, made.metadata.id, spec={"description": "new", "adapter": HTTP}, update_mask="spec.description"
+    )
     assert (changed.spec.description, changed.spec.adapter) == ("new", made.spec.adapter)
     changed = await do(sets.update, made.metadata.id, metadata={"name": "Renamed"})
     assert (changed.metadata.name, changed.metadata.labels) == ("Renamed", {"a": "b"})
@@ -71,7 +73,11 @@ async def test_a_tool_set_is_created_read_changed_and_deleted(client: Client) ->
 
 async def test_lists_walk_their_pages_by_themselves(client: Client) -> None:
     for i in range(5):
-        await do(client.tool_sets.create, metadata={"name": f"walk {i}", "labels": {"odd": str(i % 2)}}, spec={"adapter": {"type": "bare", "bare": {}}})
+        await do(
+            client.tool_sets.create,
+            metadata={"name": f"walk {i}", "labels": {"odd": str(i % 2)}},
+            spec={"adapter": {"type": "bare", "bare": {}}},
+        )
 
     def names(**options: Any) -> list[str]:
         return [item.metadata.name for item in client.tool_sets.list(prefix="walk", limit=2, **options)]
@@ -98,19 +104,28 @@ async def test_a_tool_is_created_read_listed_changed_and_deleted(client: Client)
 
     assert await do(names) == ["tool 0", "tool 1", "tool 2"]
     assert await do(names, prefix="tool 2", include_info=True) == ["tool 2"]
-    changed = await do(tools.update, tool_set, made[2].metadata.id, metadata={"name": "renamed"}, update_mask="metadata.name")
+    changed = await do(
+        tools.update, tool_set, made[2].metadata.id, metadata={"name": "renamed"}, update_mask="metadata.name"
+    )
     assert (changed.metadata.name, changed.spec.description) == ("renamed", "x")
     part = {**TOOL, "description": "second", "requires_approval": True}
     changed = await do(tools.update, tool_set, made[2].metadata.id, spec=part)
     assert (changed.spec.description, changed.spec.requires_approval) == ("second", True)
-    changed = await do(tools.update, tool_set, made[2].metadata.id, spec=part | {"config": {"type": "bare", "bare": {}}})
+    changed = await do(
+        tools.update, tool_set, made[2].metadata.id, spec=part | {"config": {"type": "bare", "bare": {}}}
+    )
     assert changed.spec.config is None
     await do(tools.delete, tool_set, made[2].metadata.id)
     assert await do(names) == ["tool 0", "tool 1"]
 
 
 async def test_an_mcp_tool_set_is_synced_and_tells_so(client: Client, crib: Crib, server: ChangingServer) -> None:
-    chosen = {"operator": "OPERATOR_OR", "filters": [{"attribute": "ATTRIBUTE_NAME", "matcher": {"type": "contains", "contains": "d", "case_sensitive": False}}]}
+    chosen = {
+        "operator": "OPERATOR_OR",
+        "filters": [
+            {"attribute": "ATTRIBUTE_NAME", "matcher": {"type": "contains", "contains": "d", "case_sensitive": False}}
+        ],
+    }
     mcp = {"url": server.url, "include_tools": chosen, "tool_approvals": {"type": "only", "only": chosen}}
     made = await do(client.tool_sets.create, metadata={"name": "M"}, spec={"adapter": {"type": "mcp", "mcp": mcp}})
     assert isinstance(made.spec.adapter, types.ToolSetAdapter_McpVariant)
@@ -175,7 +190,11 @@ async def test_both_editions_show_the_same_things(client: Client, crib: Crib, ca
 
 async def test_errors_name_the_field_for_this_client_too(client: Client, crib: Crib) -> None:
     with pytest.raises(APIError, match=r"spec\.adapter\.http\.baseUrl|URL") as caught:
-        await do(client.tool_sets.create, metadata={"name": "x"}, spec={"adapter": {"type": "http", "http": {"base_url": "ftp://x"}}})
+        await do(
+            client.tool_sets.create,
+            metadata={"name": "x"},
+            spec={"adapter": {"type": "http", "http": {"base_url": "ftp://x"}}},
+        )
     assert (caught.value.status_code, caught.value.code) == (400, 3)
     with speaking(crib, api_key="tck_wrong") as wrong, pytest.raises(APIError) as caught:
         await do(wrong.tool_sets.list)

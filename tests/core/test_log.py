@@ -19,9 +19,31 @@ KEY = new_api_key().text
 
 @pytest.mark.parametrize(
     "name",
-    ["authorization", "Authorization", "Proxy-Authorization", "cookie", "Set-Cookie", "password", "user_password", "passwd"]
-    + ["client_secret", "secretKey", "token", "access_token", "X-Auth-Token", "api_key", "apiKey", "API-KEY", "x-api-key"]
-    + ["credential", "credentials", "private_key", "privateKey", "X-Auth-User", "refreshToken"],
+    [
+        "authorization",
+        "Authorization",
+        "Proxy-Authorization",
+        "cookie",
+        "Set-Cookie",
+        "password",
+        "user_password",
+        "passwd",
+        "client_secret",
+        "secretKey",
+        "token",
+        "access_token",
+        "X-Auth-Token",
+        "api_key",
+        "apiKey",
+        "API-KEY",
+        "x-api-key",
+        "credential",
+        "credentials",
+        "private_key",
+        "privateKey",
+        "X-Auth-User",
+        "refreshToken",
+    ],
 )
 def test_a_name_that_sounds_secret_is_secret(name: str) -> None:
     assert is_secret_name(name)
@@ -29,7 +51,9 @@ def test_a_name_that_sounds_secret_is_secret(name: str) -> None:
     assert redact({name: None}) == {name: None}
 
 
-@pytest.mark.parametrize("name", ["name", "key_id", "api_key_id", "vault_key_id", "city", "author", "monkey", "key", "id", "pass"])
+@pytest.mark.parametrize(
+    "name", ["name", "key_id", "api_key_id", "vault_key_id", "city", "author", "monkey", "key", "id", "pass"]
+)
 def test_an_ordinary_name_is_not(name: str) -> None:
     assert redact({name: "value"}) == {name: "value"}
 
@@ -54,7 +78,10 @@ def test_credentials_inside_text_are_hidden(text: str, shown: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5) | st.sampled_from(["token", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=5) | st.sampled_from(["token", "x"]), inner, max_size=4)
+    ),
     max_leaves=10,
 )
 
@@ -64,7 +91,8 @@ def test_redaction_keeps_the_shape_of_everything_else(value: Any) -> None:
     def same(before: Any, after: Any) -> bool:
         if isinstance(before, dict):
             return list(before) == list(after) and all(
-                after[k] == HIDDEN if is_secret_name(k) and v is not None else same(v, after[k]) for k, v in before.items()
+                after[k] == HIDDEN if is_secret_name(k) and v is not None else same(v, after[k])
+                for k, v in before.items()
             )
         if isinstance(before, list):
             return len(before) == len(after) and all(map(same, before, after))
@@ -92,7 +120,9 @@ def test_no_secret_gets_through_a_log_line(capfd: pytest.CaptureFixture[str], st
     try:
         raise ValueError(f"cannot use {KEY} with password=hunter2 at postgresql://u:hunter3@h/db")
     except ValueError:
-        log.exception("call.failed", api_key=KEY, headers={"Authorization": "Bearer abcdefgh"}, url="http://u:hunter4@h")
+        log.exception(
+            "call.failed", api_key=KEY, headers={"Authorization": "Bearer abcdefgh"}, url="http://u:hunter4@h"
+        )
     logging.getLogger("uvicorn.error").error("Bearer %s", "hunter5hunter5")
     logging.getLogger("asyncpg").warning("dsn postgresql://u:hunter6@h/db")
     out, err = capfd.readouterr()

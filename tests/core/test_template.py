@@ -14,12 +14,42 @@ from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, Te
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 NASTY = st.sampled_from(
-    ["..", ".", "/", "a/../b", "%2F", "%252e", "a&b=c", "a#b", "a?b", "\r\nX: y", '","x":"', '"}', "\\", "\\u0041", "\0"]
-    + ["{{ a }}", "{a}", "null", " ", "+", "é☃\U0001f600", "]]>", "<a>", "&amp;", "\u2028", "\x85"]
+    [
+        "..",
+        ".",
+        "/",
+        "a/../b",
+        "%2F",
+        "%252e",
+        "a&b=c",
+        "a#b",
+        "a?b",
+        "\r\nX: y",
+        '","x":"',
+        '"}',
+        "\\",
+        "\\u0041",
+        "\x00",
+        "{{ a }}",
+        "{a}",
+        "null",
+        " ",
+        "+",
+        "é☃😀",
+        "]]>",
+        "<a>",
+        "&amp;",
+        "\u2028",
+        "\x85",
+    ]
 )
 VALUES = TEXTS | NASTY
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | VALUES,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | VALUES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(VALUES, inner, max_size=4),
     max_leaves=8,
 )
@@ -59,12 +89,18 @@ def test_a_path_takes_no_value_that_would_change_its_shape(value: str | None) ->
         PathTemplate.compile("/x/{{ b.a }}").render({"b": {"a": value}})
 
 
-@pytest.mark.parametrize(("value", "text"), [(5, "5"), (1.5, "1.5"), (True, "true"), ([1, 2], "%5B1%2C2%5D"), ({"k": "v"}, "%7B%22k%22%3A%22v%22%7D")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5, "5"), (1.5, "1.5"), (True, "true"), ([1, 2], "%5B1%2C2%5D"), ({"k": "v"}, "%7B%22k%22%3A%22v%22%7D")],
+)
 def test_a_path_value_that_is_no_text_is_written_as_json(value: Any, text: str) -> None:
     assert PathTemplate.compile("{a}").render({"a": value}) == text
 
 
-@pytest.mark.parametrize("text", ["/a?b", "/a#b", "/a/../b", "..", "/./a", "/a\\b", "/a\nb", "/{a", "/a}", "/{ a }", "/{a b}", "/{}", "/{{}}"])
+@pytest.mark.parametrize(
+    "text",
+    ["/a?b", "/a#b", "/a/../b", "..", "/./a", "/a\\b", "/a\nb", "/{a", "/a}", "/{ a }", "/{a b}", "/{}", "/{{}}"],
+)
 def test_a_path_that_is_no_path_is_refused(text: str) -> None:
     with pytest.raises(TemplateError):
         PathTemplate.compile(text)
@@ -95,7 +131,9 @@ def test_no_value_adds_or_changes_a_query_pair(arguments: dict[str, Any]) -> Non
     if a is not None:
         wanted += [("a", shown(item)) for item in (a if isinstance(a, list) else [a])]
     assert [name for name, _ in pairs] == [name for name, _ in wanted] + ["mixed"] * (b is not None) + ["end"]
-    found = [read(value, like) if like is not None else value for (_, value), (_, like) in zip(pairs, wanted, strict=False)]
+    found = [
+        read(value, like) if like is not None else value for (_, value), (_, like) in zip(pairs, wanted, strict=False)
+    ]
     assert found[0] in {1, "1"}
     if b is not None:
         assert pairs[-2][1].startswith(" b-")
@@ -106,7 +144,12 @@ def test_no_value_adds_or_changes_a_query_pair(arguments: dict[str, Any]) -> Non
 @given(st.dictionaries(VALUES, JSON, max_size=4))
 def test_arguments_without_a_template_are_one_pair_each(arguments: dict[str, Any]) -> None:
     pairs = parse_qsl(query_of(arguments), keep_blank_values=True, strict_parsing=bool(query_of(arguments)))
-    wanted = [(n, v) for n, given_ in arguments.items() if given_ is not None for v in (given_ if isinstance(given_, list) else [given_])]
+    wanted = [
+        (n, v)
+        for n, given_ in arguments.items()
+        if given_ is not None
+        for v in (given_ if isinstance(given_, list) else [given_])
+    ]
     assert [name for name, _ in pairs] == [name for name, _ in wanted]
     for (_, text), (_, value) in zip(pairs, wanted, strict=True):
         assert text == "null" if value is None else read(text, value) == shown(value)
@@ -155,7 +198,9 @@ def test_a_list_in_a_header_is_joined_with_commas() -> None:
 
 @given(ARGUMENTS)
 def test_a_json_body_is_json_and_no_value_adds_a_member(arguments: dict[str, Any]) -> None:
-    template = BodyTemplate.compile('{"a": {{ a }}, "text": "<{{ b }}>", "list": [{{ c }}, 1]}', "application/json; charset=utf-8")
+    template = BodyTemplate.compile(
+        '{"a": {{ a }}, "text": "<{{ b }}>", "list": [{{ c }}, 1]}', "application/json; charset=utf-8"
+    )
     body = json.loads(template.render(arguments))
     assert list(body) == ["a", "text", "list"]
     assert body["a"] == arguments.get("a")
@@ -164,7 +209,15 @@ def test_a_json_body_is_json_and_no_value_adds_a_member(arguments: dict[str, Any
     assert read(body["text"][1:-1], arguments.get("b")) == shown(arguments.get("b"))
 
 
-@given(st.lists(st.sampled_from(['"', "\\", "{", "}", "[", "]", ":", ",", "a", "\\u12", "\\ud83d", "{{ a }}", "{{ b }}", " ", "1", "-"]), max_size=12), ARGUMENTS)
+@given(
+    st.lists(
+        st.sampled_from(
+            ['"', "\\", "{", "}", "[", "]", ":", ",", "a", "\\u12", "\\ud83d", "{{ a }}", "{{ b }}", " ", "1", "-"]
+        ),
+        max_size=12,
+    ),
+    ARGUMENTS,
+)
 def test_whatever_the_template_an_accepted_one_always_gives_json(pieces: list[str], arguments: dict[str, Any]) -> None:
     try:
         template = BodyTemplate.compile("".join(pieces), "application/json")
@@ -174,9 +227,15 @@ def test_whatever_the_template_an_accepted_one_always_gives_json(pieces: list[st
 
 
 SHAPES = st.recursive(
-    st.sampled_from(["{{ a }}", '"{{ a }}"', '"x{{ b }}\\n{{ a }}"', '"\\\\{{ a }}"', "1", "null", '"{{ c.d }}"', "{{ c.d }}"]),
-    lambda inner: st.lists(inner, max_size=3).map(lambda l: "[" + ",".join(l) + "]")
-    | st.lists(inner, max_size=3).map(lambda l: "{" + ",".join(f'"k{i}{{{{ b }}}}":{v}' for i, v in enumerate(l)) + "}"),
+    st.sampled_from(
+        ["{{ a }}", '"{{ a }}"', '"x{{ b }}\\n{{ a }}"', '"\\\\{{ a }}"', "1", "null", '"{{ c.d }}"', "{{ c.d }}"]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda parts: "[" + ",".join(parts) + "]")
+        | st.lists(inner, max_size=3).map(
+            lambda parts: "{" + ",".join(f'"k{i}{{{{ b }}}}":{v}' for i, v in enumerate(parts)) + "}"
+        )
+    ),
     max_leaves=6,
 )
 
@@ -192,7 +251,18 @@ def test_every_well_formed_json_template_gives_json_of_its_shape(text: str, argu
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "{{ a }}{{ b }}", '{"a": }', '{{{ a }}: 1}', '{"a": 1{{ a }}}', '"\\{{ a }}n"', '"\\u12{{ a }}34"', '"\\ud83d{{ a }}\\ude00"', "-{{ a }}", "not json"],
+    [
+        "{",
+        "{{ a }}{{ b }}",
+        '{"a": }',
+        "{{{ a }}: 1}",
+        '{"a": 1{{ a }}}',
+        '"\\{{ a }}n"',
+        '"\\u12{{ a }}34"',
+        '"\\ud83d{{ a }}\\ude00"',
+        "-{{ a }}",
+        "not json",
+    ],
 )
 def test_a_template_that_could_break_json_is_refused(text: str) -> None:
     with pytest.raises(TemplateError):

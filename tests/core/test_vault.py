@@ -61,7 +61,17 @@ def test_an_old_key_still_opens_and_no_longer_seals() -> None:
         Vault(new).open(sealed, "row")
 
 
-@pytest.mark.parametrize("text", ["", "short", "ü" * 44, base64.urlsafe_b64encode(b"x" * 31).decode(), "!" * 44, base64.urlsafe_b64encode(b"x" * 33).decode()])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "short",
+        "ü" * 44,
+        base64.urlsafe_b64encode(b"x" * 31).decode(),
+        "!" * 44,
+        base64.urlsafe_b64encode(b"x" * 33).decode(),
+    ],
+)
 def test_a_vault_key_of_another_length_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         Vault(text)

@@ -26,7 +26,9 @@ async def admin(database: Database) -> Actor:
     return found
 
 
-async def make(database: Database, actor: Actor, *scopes: str, expires_at: datetime | None = None) -> tuple[ApiKey, NewApiKey]:
+async def make(
+    database: Database, actor: Actor, *scopes: str, expires_at: datetime | None = None
+) -> tuple[ApiKey, NewApiKey]:
     async with database.tx() as tx:
         return await create_api_key(tx, actor, name="k", scopes=list(scopes) or None, expires_at=expires_at)
 
@@ -107,7 +109,9 @@ async def test_the_word_bearer_may_be_written_as_one_likes(database: Database, a
     assert await SignIn(database).actor(header.format(secret.text), None)
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic {}", "{}", "Bearer {}x", "Bearer x{}", "Token {}"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic {}", "{}", "Bearer {}x", "Bearer x{}", "Token {}"]
+)
 async def test_anything_else_signs_nobody_in(database: Database, admin: Actor, header: str | None) -> None:
     _, secret = await make(database, admin)
     with pytest.raises(Unauthenticated):
@@ -121,16 +125,14 @@ async def test_a_key_ends_when_it_expires_cached_or_not(database: Database, admi
     sign_in = SignIn(database)
     await sign_in.actor(f"Bearer {secret.text}", None)
     async with asyncio.timeout(DEADLINE_S):
-        with pytest.raises(Unauthenticated):
+        with pytest.raises(Unauthenticated):  # noqa: PT012 - it is the loop that must end so
             while True:
                 await sign_in.actor(f"Bearer {secret.text}", None)
                 await asyncio.sleep(0.02)  # until the clock, which nothing announces, passes the expiry
 
 
 @pytest.mark.parametrize("by", ["id", "hint"])
-async def test_a_revoked_key_ends_at_once_in_every_process(
-    database: Database, admin: Actor, by: str
-) -> None:
+async def test_a_revoked_key_ends_at_once_in_every_process(database: Database, admin: Actor, by: str) -> None:
     other = Database(database.dsn)  # as a second process has it
     await other.open()
     try:

@@ -66,7 +66,9 @@ YES, NO = Matcher(contains="weather"), Matcher(contains="news")
         ("or", (NO,), False),
     ],
 )
-def test_matchers_are_joined_by_and_or_or(operator: Literal["and", "or"], filters: tuple[Matcher, ...], passes: bool) -> None:
+def test_matchers_are_joined_by_and_or_or(
+    operator: Literal["and", "or"], filters: tuple[Matcher, ...], passes: bool
+) -> None:
     chosen = ToolFilter(operator, filters)
     assert chosen.matches(**TOOL) is passes
     assert offered(chosen, None, **TOOL) is passes
@@ -103,7 +105,9 @@ def test_no_pattern_takes_more_than_linear_time(pattern: str) -> None:
     assert time.perf_counter() - started < 2
 
 
-@pytest.mark.parametrize("pattern", ["(", "[a", "*", "(?=a)", r"(a)\1", "(?P<n", "a{2,1}", "(?i", "x" * 1001, "a{1000}{1000}"])
+@pytest.mark.parametrize(
+    "pattern", ["(", "[a", "*", "(?=a)", r"(a)\1", "(?P<n", "a{2,1}", "(?i", "x" * 1001, "a{1000}{1000}"]
+)
 def test_a_pattern_that_cannot_work_is_refused_by_its_place(pattern: str) -> None:
     with pytest.raises(Invalid) as caught:
         check_filter(ToolFilter("or", (YES, Matcher(regex=pattern))), "spec.includeTools")

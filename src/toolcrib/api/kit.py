@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import Receive
 
 from toolcrib.api.deps import Deps
@@ -189,6 +190,13 @@ def checked(model: type[M], value: Any) -> M:
         raise validation_error(error.errors()) from None
 
 
+def _methods(app: FastAPI, path: str) -> str:
+    """What a path takes, for the header Allow: the framework names the methods of the first route alone."""
+    paths = app.openapi()["paths"].items()
+    found = {method.upper() for template, item in paths if compile_path(template)[0].match(path) for method in item}
+    return ", ".join(sorted(found))
+
+
 def install_errors(app: FastAPI, render: Render) -> None:
     """Make `render` the only place that answers errors of this app."""
 
@@ -198,11 +206,11 @@ def install_errors(app: FastAPI, render: Render) -> None:
     async def invalid(_request: Request, error: Exception) -> Response:
         return render(validation_error(cast("RequestValidationError", error).errors()))
 
-    async def http(_request: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         status = cast("HTTPException", error).status_code
         if status == 405:
             response = render(MethodNotAllowed("request.method", "This path does not take that method."))
-            response.headers.update(cast("HTTPException", error).headers or {})
+            response.headers["Allow"] = _methods(app, request.url.path)
             return response
         if status == 404:
             return render(NotFound("request.path", "There is nothing at this path."))

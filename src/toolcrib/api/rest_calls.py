@@ -91,7 +91,10 @@ class RestCalls:
         try:
             body = await self._call(exchange)
         except AppError as error:
-            await self._render(error)(scope, receive, send)
+            response = self._render(error)
+            if isinstance(error, MethodNotAllowed):
+                response.headers["Allow"] = "POST"
+            await response(scope, receive, send)
         else:
             await exchange.reply(self._wrap(body))
 

@@ -125,7 +125,7 @@ def _check_mcp(actor: Actor, adapter: McpAdapter, *, commands: bool) -> None:
             raise Invalid("mcp.command_invalid", "The command is empty or has NUL characters.", field=f"{at}.command")
         if sum(map(len, texts)) > 100_000:
             raise Invalid("mcp.command_long", "The command is longer than 100,000 characters.", field=f"{at}.args")
-        if bad := next((name for name in adapter.env if not _ENV.fullmatch(name)), None):
+        if (bad := next((name for name in adapter.env if not _ENV.fullmatch(name)), None)) is not None:
             raise Invalid("mcp.env_invalid", f"{bad!r} is not a variable name.", field=f"{at}.env")
     elif adapter.url is not None:
         if adapter.transport == "stdio":

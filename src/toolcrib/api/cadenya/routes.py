@@ -52,6 +52,7 @@ ToolSetId = Annotated[
     str, AfterValidator(unquote), Path(alias="toolSetId", description="an id, or external_id:<value>")
 ]
 Id = Annotated[str, AfterValidator(unquote), Path(alias="id", description="an id, or external_id:<value>")]
+State = Literal["STATE_UNSPECIFIED", "STATE_AVAILABLE", "STATE_OMITTED", "STATE_ARCHIVED"]
 _NUL = "\0"
 
 
@@ -93,13 +94,6 @@ _GONE: dict[int | str, dict[str, Any]] = {
     200: {"description": "gone, empty body"},
     "default": {"model": RpcStatus, "description": "error"},
 }
-
-
-def _statuses(states: list[str] | None) -> list[tools.Status]:
-    wanted = [state for state in states or () if state != "STATE_UNSPECIFIED"]
-    if unknown := next((state for state in wanted if state not in STATES), None):
-        raise Invalid("tool.state_unknown", f"{unknown!r} is no state; known: {', '.join(STATES)}.", field="states")
-    return [STATES[state] for state in wanted]
 
 
 shared = APIRouter(route_class=StrictRoute, default_response_class=Response)
@@ -226,7 +220,7 @@ async def list_tools(
     query: Search = None,
     labels: Labels = None,
     names: Annotated[list[str] | None, Query()] = None,
-    states: Annotated[list[str] | None, Query()] = None,
+    states: Annotated[list[State] | None, Query()] = None,
     requires_approval: Annotated[bool | None, Query(alias="requiresApproval")] = None,
 ) -> Response:
     """Tools of a tool set by page."""
@@ -239,7 +233,7 @@ async def list_tools(
         prefix=prefix,
         query=query,
         names=names or (),
-        statuses=_statuses(states),
+        statuses=[STATES[state] for state in states or () if state != "STATE_UNSPECIFIED"],
         requires_approval=requires_approval,
         labels=from_wire_labels(labels),
         order=_order(sort_order),

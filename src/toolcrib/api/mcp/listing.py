@@ -3,10 +3,13 @@
 import base64
 import binascii
 from bisect import bisect_right
+from operator import attrgetter
 
 from toolcrib.api.mcp.protocol import INVALID_PARAMS, RpcError, modern_result
 from toolcrib.errors import NotFound
 from toolcrib.gateway.catalog import CatalogView
+
+_CALL_NAME, _LOCAL_NAME = attrgetter("call_name"), attrgetter("local_name")
 
 
 def list_tools(view: CatalogView, tool_set: str | None, cursor: str | None, size: int, *, modern: bool) -> bytes:
@@ -19,25 +22,25 @@ def list_tools(view: CatalogView, tool_set: str | None, cursor: str | None, size
         NotFound: there is no such tool set.
     """
     if tool_set is None:
-        named = [(tool.call_name, tool) for tool in view.tools]
+        tools, name_of = view.tools, _CALL_NAME
     else:
         found = view.tool_sets.get(tool_set)
         if found is None:
             raise NotFound("tool_set.unknown", f"There is no tool set {tool_set!r} in this workspace.")
-        named = sorted(((tool.local_name, tool) for tool in found.tools), key=lambda pair: pair[0])
-    start = 0 if cursor is None else bisect_right(named, _name_of(cursor), key=lambda pair: pair[0])
-    page = named[start : start + size]
-    more = start + size < len(named)
+        tools, name_of = sorted(found.tools, key=_LOCAL_NAME), _LOCAL_NAME
+    start = 0 if cursor is None else bisect_right(tools, _last_name(cursor), key=name_of)
+    page = tools[start : start + size]
+    more = start + size < len(tools)
     tail = b""
     if more:
-        tail = b',"nextCursor":"%b"' % base64.urlsafe_b64encode(page[-1][0].encode()).rstrip(b"=")
+        tail = b',"nextCursor":"%b"' % base64.urlsafe_b64encode(name_of(page[-1]).encode()).rstrip(b"=")
     if modern:
         tail += b',"ttlMs":0,"cacheScope":"private"'
-    result = b'{"tools":[%b]%b}' % (b",".join(tool.wire(name) for name, tool in page), tail)
+    result = b'{"tools":[%b]%b}' % (b",".join([tool.wire(name_of(tool)) for tool in page]), tail)
     return modern_result(result) if modern else result
 
 
-def _name_of(cursor: str) -> str:
+def _last_name(cursor: str) -> str:
     try:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError):
