@@ -26,7 +26,8 @@ def children() -> set[int]:
     """Processes that this one started and that still run."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= {int(pid) for pid in (task / "children").read_text().split()}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
     return {pid for pid in found if running(pid)}
 
 
