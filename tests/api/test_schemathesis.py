@@ -21,7 +21,7 @@ DEADLINE_S = 100
 
 
 async def config_of(crib: Crib, folder: Path) -> Path:
-    """A configuration that puts ids of things that exist into the paths; deletions get made-up ones."""
+    """A configuration that puts ids of things that exist into the paths; deletions get ids of nothing."""
     tool_set = (await crib.add_tool_set("fuzzed", {"http": {"baseUrl": "http://127.0.0.1:9"}}))["metadata"]["id"]
     tool = await crib.add_http_tool(tool_set, "fuzzed", {"requestMethod": "GET"})
     operations = []
