@@ -1,6 +1,7 @@
 """Schemathesis over the OpenAPI documents: whatever fits a document, or just does not, gets a documented answer.
 
-Few examples here, always the same ones; `st run <url>/openapi/cadenya.json` against a running server makes many.
+Deletions are left out, for they would leave nothing to ask for; `test_every_operation.py` has them. Few examples here,
+always the same ones; `st run <url>/openapi/cadenya.json` against a running server makes many.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ DEADLINE_S = 100
 
 
 async def config_of(crib: Crib, folder: Path) -> Path:
-    """A configuration that puts ids of things that exist into the paths; deletions get ids of nothing."""
+    """A configuration that puts ids of things that exist into the paths."""
     tool_set = (await crib.add_tool_set("fuzzed", {"http": {"baseUrl": "http://127.0.0.1:9"}}))["metadata"]["id"]
     tool = await crib.add_http_tool(tool_set, "fuzzed", {"requestMethod": "GET"})
     operations = []

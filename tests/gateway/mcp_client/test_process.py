@@ -21,7 +21,7 @@ from toolcrib.gateway.mcp_client.process import STDIO_ENV_ALLOW, ProcessGuard, c
 def test_the_environment_is_what_is_allowed_and_what_is_given() -> None:
     ours = {"PATH": "/bin", "LC_ALL": "C", "http_proxy": "p", "npm_config_registry": "r", "AWS_KEY": "s", "LANG": "de"}
     assert child_environment(ours, STDIO_ENV_ALLOW, [("LANG", "en"), ("AWS_KEY", "mine")]) == {
-        "PATH": "/bin",
+        "PATH": f"/bin:{Path(sys.executable).parent}",  # servers installed beside Toolcrib are found
         "LC_ALL": "C",
         "http_proxy": "p",
         "npm_config_registry": "r",

@@ -62,7 +62,8 @@ def child_environment(
     """The environment of a started program: what `allow` lets through of ours, then `extra`.
 
     A name in `allow` may end in `*`. Nothing of ours that begins with TOOLCRIB_ ever passes, whatever `allow` says, nor
-    do shell functions.
+    do shell functions. PATH ends with the folder of our own interpreter, so that servers installed beside Toolcrib are
+    found however it was started.
     """
     names = {name.upper() for name in allow}
     prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
@@ -73,6 +74,8 @@ def child_environment(
         and not name.upper().startswith("TOOLCRIB_")
         and not value.startswith("()")
     }
+    if "PATH" in names:
+        passed["PATH"] = os.pathsep.join([passed.get("PATH", os.defpath), str(Path(sys.executable).parent)])
     return passed | dict(extra)
 
 
