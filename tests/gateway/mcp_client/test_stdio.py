@@ -504,7 +504,7 @@ async def test_a_server_sees_only_what_it_needs_of_our_environment(make_pool: Ma
     seen = await call(pool, stdio(env=(("TOKEN", "given"), ("LC_TIME", "de"))), "env")
     seen = {name: value for name, value in seen.items() if name != "LC_CTYPE"}  # Python's own doing
     assert seen == {
-        "PATH": ours["PATH"],
+        "PATH": f"{ours['PATH']}:{Path(sys.executable).parent}",
         "LC_TIME": "de",
         "XDG_CACHE_HOME": "/x",
         "https_proxy": "http://proxy",
