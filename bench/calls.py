@@ -19,7 +19,7 @@ import asyncpg
 
 from bench.load import Cell, Job, Load, load_process
 from bench.machine import Spent, spent
-from bench.servers import Gateway, free_port, gateway, has_nginx, nginx, python_module, temporary_folder
+from bench.servers import Broken, Gateway, free_port, gateway, has_nginx, nginx, python_module, temporary_folder
 from bench.upstream import ANSWER, ARGUMENTS, PARAMETERS
 from toolcrib.core.postgres import EmbeddedPostgres
 
@@ -71,7 +71,10 @@ def _cells(load: Load, upstream: str, doors: list[Door], timing: Timing) -> list
         for _ in range(timing.rounds):
             for door in doors:
                 job = Job(*door.address, door.request, ANSWER.decode(), connections, timing.warm_s, timing.duration_s)
-                found[door.name].append(load.run(job, *door.pids))
+                try:
+                    found[door.name].append(load.run(job, *door.pids))
+                except Broken as error:
+                    raise Broken(f"{door.name}, {connections} connections: {error}") from None
         rows += [{"upstream": upstream, "connections": connections, "door": n, **_row(c)} for n, c in found.items()]
         relay = next(row for row in rows if row["door"] == RELAY and row["connections"] == connections)
         for row in rows:

@@ -68,8 +68,9 @@ class Load:
         """Run a job; raises Broken when answers are wrong."""
         self._process.stdin.write(json.dumps(asdict(job)) + "\n")
         self._process.stdin.flush()
-        if json.loads(self._process.stdout.readline()) != "go":
-            raise Broken("the load process lost its place")
+        said = json.loads(self._process.stdout.readline())
+        if said != "go":
+            raise Broken(f"the load on port {job.port} could not begin: {said}")
         before = spent(*watched)
         figures = json.loads(self._process.stdout.readline())
         cpu = spent(*watched) - before
@@ -170,10 +171,15 @@ class _Connection(asyncio.Protocol):
             self._run.failed(f"the connection was closed: {exc}".encode())
 
 
-async def _run(job: Job) -> dict[str, Any]:
+async def _run(job: Job) -> dict[str, Any] | str:
     loop = asyncio.get_running_loop()
     run = _Run(job)
-    made = [await loop.create_connection(lambda: _Connection(run), job.host, job.port) for _ in range(job.connections)]
+    try:
+        made = [
+            await loop.create_connection(lambda: _Connection(run), job.host, job.port) for _ in range(job.connections)
+        ]
+    except OSError as error:
+        return str(error)
     await asyncio.sleep(job.warm_s)
     print('"go"', flush=True)
     run.measuring, began = True, time.perf_counter()

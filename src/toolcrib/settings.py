@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="PostgreSQL to use instead of the embedded one: postgresql://user:password@host/name."
     )
-    database_pool_size: int = Field(10, ge=2, le=500, description="Most connections of one process to PostgreSQL.")
+    database_pool_size: int = Field(10, ge=3, le=500, description="Most connections of one process to PostgreSQL.")
     postgres_bin: Path | None = Field(None, description="Folder with the PostgreSQL programs, instead of the wheel's.")
     # secrets
     vault_key: SecretStr | None = Field(
