@@ -70,7 +70,7 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
     )
     telemetry.UPSTREAM_SESSIONS.set_function(upstreams.__len__)
     audit = AuditWriter(database)
-    catalog = Catalog(database, vault, retire=upstreams.retire)
+    catalog = Catalog(database, vault, commands=settings.stdio, retire=upstreams.retire)
     deps = Deps(
         database=database,
         vault=vault,
@@ -83,7 +83,9 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
         allowed_origins=frozenset(settings.mcp_allowed_origins),
         closing=asyncio.Event(),
     )
-    work = WorkContext(database, vault, upstreams, settings.sync_timeout_s, settings.audit_retention_days)
+    work = WorkContext(
+        database, vault, upstreams, settings.sync_timeout_s, settings.audit_retention_days, settings.stdio
+    )
     try:
         yield Parts(settings, deps, work)
     finally:

@@ -1,5 +1,6 @@
 """Input that must be refused with an error that names the place, and stores nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 from api.cadenya_calls import ROOT, TOOL_SPEC, Cadenya, check_contract
 from conftest import make_crib
 from serving import Crib
+from toolcrib.domain.tool_sets import CATALOG_NEWS
 
 NAMED: dict[str, Any] = {"metadata": {"name": "x"}}
 
@@ -310,13 +312,32 @@ async def test_a_stranger_is_turned_away_before_the_body_is_read(crib: Crib) -> 
         assert (await client.post(ROOT, content=b"nonsense")).status_code == 401
 
 
-async def test_a_server_that_runs_no_commands_says_so(postgres_dsn: str) -> None:
+async def test_a_server_that_runs_no_commands_runs_none_of_those_it_knows_either(
+    postgres_dsn: str, tmp_path: Path
+) -> None:
     async with make_crib(postgres_dsn, stdio=False) as crib:
         cadenya = Cadenya(crib)
         at = "spec.adapter.mcp.command"
         assert "TOOLCRIB_STDIO" in (await cadenya.refused("POST", "", mcp(command="true"), field=at))["message"]
-        tool_set = await cadenya.create("http")
-        await cadenya.refused("PUT", f"/{tool_set}", {"spec": {"adapter": {"mcp": {"command": "true"}}}}, field=at)
+        tool_set = await cadenya.create("changes", {"mcp": {"url": "http://127.0.0.1:9/mcp"}})
+        await cadenya.create_tool(tool_set, "known", config={"mcp": {"toolName": "known"}})
+        await crib.synced(tool_set)
+        body = {"spec": {"adapter": {"mcp": {"command": "true", "url": None}}}}
+        await cadenya.refused("PUT", f"/{tool_set}", body, field=at)
+        # as an earlier start left it, with commands on
+        trace = tmp_path / "ran"
+        config = {"command": "touch", "args": [str(trace)]}
+        await crib.parts.deps.database.pool.execute(
+            "UPDATE tool_set SET config = $1, revision = revision + 1 WHERE id = $2", config, tool_set
+        )
+        async with crib.parts.deps.database.tx() as tx:
+            await tx.publish(CATALOG_NEWS, crib.workspace_id)
+        result = (await crib.call("known")).json()["data"]
+        assert result["isError"] is True
+        assert "TOOLCRIB_STDIO" in result["content"][0]["text"]
+        event = await cadenya.resync(tool_set)
+        assert "TOOLCRIB_STDIO" in event["syncFailed"]["message"]
+        assert not trace.exists()
 
 
 @pytest.mark.parametrize("path", ["/a%00b", "/%00/tools", "/x/tools/%00", "/external_id:%00", "/x%00:sync"])

@@ -24,6 +24,7 @@ from toolcrib.gateway.mcp_client.contract import McpEndpoint
 
 _log = structlog.get_logger(__name__)
 _RELOAD_S = 0.5
+NO_COMMANDS = "this server runs no commands (TOOLCRIB_STDIO)"
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -99,11 +100,13 @@ class Catalog:
         database: Database,
         vault: Vault,
         *,
+        commands: bool,
         retire: Callable[[str], None] = lambda _key: None,
         max_workspaces: int = 1000,
     ) -> None:
         self._database = database
         self._vault = vault
+        self._commands = commands  # whether tool sets may run one
         self._retire = retire  # told the key of every endpoint that is in use no more
         self._max = max_workspaces
         self._endpoints: dict[str, set[str]] = {}
@@ -210,6 +213,8 @@ class Catalog:
         except SealBroken as error:
             broken = f"its secrets cannot be opened: {error}"
             _log.error("tool_set.seal_broken", tool_set_id=row["id"])
+        if isinstance(adapter, McpAdapter) and adapter.command is not None and not self._commands:
+            broken = NO_COMMANDS
         endpoint = endpoint_of(row["id"], row["revision"], adapter) if isinstance(adapter, McpAdapter) else None
         return OfferedToolSet(row["id"], row["slug"], row["name"], row["description"], adapter, endpoint, broken)
 

@@ -16,7 +16,7 @@ from toolcrib.domain.access import find_system_actor
 from toolcrib.domain.adapters import McpAdapter, open_adapter, without_secrets
 from toolcrib.domain.tools import UpstreamTool, store_synced_tools
 from toolcrib.errors import AppError, NotFound, Upstream
-from toolcrib.gateway.catalog import endpoint_of
+from toolcrib.gateway.catalog import NO_COMMANDS, endpoint_of
 from toolcrib.gateway.mcp_client.contract import McpEndpoint
 from toolcrib.gateway.mcp_client.upstreams import McpUpstreams
 from toolcrib.queue.jobs import ClaimedJob, GiveUp, Jobs, Retry
@@ -37,6 +37,7 @@ class WorkContext:
     upstreams: McpUpstreams
     sync_timeout_s: float
     audit_retention_days: int
+    commands: bool  # whether tool sets may run one
 
 
 jobs: Jobs[WorkContext] = Jobs()
@@ -91,6 +92,8 @@ async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: An
         raise Upstream("tool_set.broken", f"The secrets of this tool set cannot be opened: {error}.") from None
     if not isinstance(adapter, McpAdapter):
         raise Upstream("tool_set.broken", "The tool set has no MCP adapter.")
+    if adapter.command is not None and not context.commands:
+        raise Upstream("tool_set.broken", f"The tool set cannot be synced: {NO_COMMANDS}.")
     endpoint: McpEndpoint = endpoint_of(row["id"], row["revision"], adapter)
     try:
         listed = await context.upstreams.list_tools(endpoint, timeout_s=context.sync_timeout_s)
