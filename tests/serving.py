@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +121,6 @@ async def crib_on(database_url: str, data: Path, **settings: Any) -> AsyncIterat
     chosen = Settings(**values)
     configure_logging("warning", "json")
     sock = listen(chosen.host, chosen.port)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # uvloop does it, asyncio's own loop does not here
     with sock:
         async with (
             open_installation(chosen) as ready,

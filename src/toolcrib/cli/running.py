@@ -97,9 +97,12 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
+        sock = socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
     except OSError as error:
         raise CommandFailed(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from None
+    # asyncio sets it only on sockets that name their protocol; connections inherit it from here
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def url_of(sock: socket.socket, settings: Settings) -> str:

@@ -136,7 +136,9 @@ class ConfigHTTP(_In):
     """How an HTTP tool makes its request; `{{ name }}` stands for an argument."""
 
     requestMethod: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
-    headers: dict[str, str] | None = None
+    headers: dict[str, str] | None = Field(
+        None, description="shown to whoever may read tools; credentials belong into the headers of the tool set"
+    )
     path: str | None = None
     query: str | None = None
     requestBodyContentType: str | None = None
