@@ -16,9 +16,10 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"core"},  # the address policy's grammar; otherwise only the environment
     "queue": {"core", "errors"},
     "domain": {"queue", "core", "errors"},
-    "gateway": {"domain", "queue", "core", "errors"},
+    "capability": {"core", "errors"},  # no database, no product: usable on its own
+    "gateway": {"domain", "capability", "queue", "core", "errors"},
     "gateway.mcp_client": {"core", "errors"},
-    "gateway.providers": {"domain", "core", "errors"},
+    "gateway.providers": {"domain", "capability", "core", "errors"},
     "api": {"gateway", "domain", "core", "errors"},  # what dialects share
     "api.root": {"api", "api.orkosi", "queue", "core", "errors"},  # speaks Orkosi's errors, counts jobs
     "api.cadenya": {"api", "gateway", "domain", "core", "errors"},

@@ -16,7 +16,7 @@ from toolcrib import __version__
 from toolcrib.api.cadenya import app as cadenya_app
 from toolcrib.api.cadenya import errors as cadenya_errors
 from toolcrib.api.deps import Deps
-from toolcrib.api.mcp.app import McpApp
+from toolcrib.api.mcp import app as mcp_app
 from toolcrib.api.orkosi import app as orkosi_app
 from toolcrib.api.orkosi import errors as orkosi_errors
 from toolcrib.api.rest_calls import RestCalls
@@ -101,7 +101,7 @@ def build_app(parts: Parts) -> Root:
     deps = parts.deps
     return Root(
         database=deps.database,
-        mcp=McpApp(deps),
+        mcp=mcp_app.build(deps),
         cadenya=cadenya_app.build(deps),
         cadenya_calls=RestCalls(deps, cadenya_errors.render, envelope=False),
         orkosi=orkosi_app.build(deps),

@@ -8,7 +8,8 @@ import pytest
 
 from serving import Crib
 from toolcrib.api.mcp.listing import list_tools
-from toolcrib.api.mcp.protocol import HANDSHAKE_VERSIONS, event, handshake_result, modern_result
+from toolcrib.core.mcp_server.face import About
+from toolcrib.core.mcp_server.wire import HANDSHAKE_VERSIONS, completed, event, handshake_result, modern_result
 
 META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
 BOTH = {"Accept": "application/json, text/event-stream"}
@@ -218,10 +219,13 @@ def test_old_clients_get_kinds_of_content_that_they_know() -> None:
 
 
 def test_a_modern_result_is_completed_once() -> None:
-    assert json.loads(modern_result(b" { } "))["resultType"] == "complete"
-    full = modern_result(b'{"content":[]}')
+    meta = About({"name": "x", "version": "1"}, {}, None).meta
+    assert json.loads(modern_result(b" { } ", meta))["resultType"] == "complete"
+    full = modern_result(b'{"content":[]}', meta)
     assert json.loads(full)["content"] == []
-    assert modern_result(full) == full
+    assert modern_result(full, meta) == full
+    assert completed(b'{"content":[]}', meta) == full
+    assert json.loads(completed(b"{}", meta)) == json.loads(modern_result(b"{}", meta))
 
 
 def test_an_event_is_one_line_whatever_the_upstream_wrote() -> None:

@@ -9,13 +9,11 @@ import pytest
 
 from serving import DEADLINE_S, Crib
 from toolcrib.core.db import Database
-from toolcrib.core.http import OutboundResponse
-from toolcrib.core.http1 import Headers
+from toolcrib.core.mcp_server.tool_result import tool_result
 from toolcrib.core.template import PathTemplate, TemplateError
 from toolcrib.core.vault import Vault, new_vault_key
 from toolcrib.domain import access, tool_sets
 from toolcrib.domain.adapters import McpAdapter
-from toolcrib.gateway.providers.http import result_of
 
 DEEP = "[" * 300 + "]" * 300
 
@@ -66,8 +64,7 @@ def test_dots_inside_a_path_value_are_fine(value: str) -> None:
 
 @pytest.mark.parametrize("charset", ["punycode", "PUNYCODE", "idna", "unicode-escape", "raw_unicode_escape"])
 def test_a_body_in_an_encoding_that_only_python_knows_is_left_as_it_is(charset: str) -> None:
-    headers = Headers([(b"content-type", f"text/plain; charset={charset}".encode())])
-    body, _ = result_of(OutboundResponse(200, headers, b"a" * 500_000 + b"-" + b"b" * 500_000))
+    body, _ = tool_result(200, f"text/plain; charset={charset}", b"a" * 500_000 + b"-" + b"b" * 500_000)
     assert b'"blob":' in body
 
 

@@ -17,11 +17,11 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
-from starlette.types import Receive
 
 from toolcrib.api.deps import Deps
 from toolcrib.core.auth import Actor
 from toolcrib.core.db import ReadTx, Tx
+from toolcrib.core.exchange import BodyTooLarge, read_body
 from toolcrib.errors import AppError, Invalid, Kind, NotFound, Unavailable
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -37,10 +37,6 @@ DATABASE_AWAY = (
     ConnectionError,
     FileNotFoundError,  # the embedded server's socket, while it starts again
 )
-
-
-class BodyTooLarge(Invalid):
-    """The request body exceeds the limit; a kind of its own so that edges can answer 413."""
 
 
 class MethodNotAllowed(Invalid):
@@ -79,28 +75,6 @@ SECURITY = [
     Depends(HTTPBearer(auto_error=False, scheme_name="bearerAuth", description="An API key")),
     Depends(APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="apiKey")),
 ]
-
-
-async def read_body(receive: Receive, limit: int) -> bytes:
-    """The whole request body.
-
-    Raises:
-        BodyTooLarge: it exceeds `limit` bytes.
-        Unavailable: the client went away.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Unavailable("request.disconnected", "The client went away.")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise BodyTooLarge("body.too_large", f"The request body is larger than {limit} bytes.", limit_bytes=limit)
-        parts.append(chunk)
-        if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def parse_json(body: bytes) -> Any:

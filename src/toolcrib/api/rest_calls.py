@@ -13,8 +13,8 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from toolcrib.api.deps import Deps
-from toolcrib.api.http_exchange import Exchange, run_unless_gone
-from toolcrib.api.kit import MethodNotAllowed, Render, read_body, request_id
+from toolcrib.api.kit import MethodNotAllowed, Render, request_id
+from toolcrib.core.exchange import Exchange, read_body, run_unless_gone
 from toolcrib.errors import AppError, Invalid, NotFound
 from toolcrib.gateway.call import Find, ToolRequest
 from toolcrib.gateway.catalog import CatalogView, OfferedTool

@@ -15,13 +15,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolcrib import __version__
-from toolcrib.api.http_exchange import ClientGone, Exchange
 from toolcrib.api.kit import DATABASE_AWAY, database_unavailable, request_id
 from toolcrib.api.orkosi.errors import render
 from toolcrib.api.render import json_response
 from toolcrib.api.rest_calls import is_call
 from toolcrib.core import telemetry
 from toolcrib.core.db import Database
+from toolcrib.core.exchange import ClientGone, Exchange
 from toolcrib.core.ids import new_id
 from toolcrib.errors import NotFound
 from toolcrib.queue import queue

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jsonschema_rs
 import msgspec
 import orjson
 
 from toolcrib.core.auth import Actor
 from toolcrib.core.db import ReadTx, Row, Tx
 from toolcrib.core.ids import new_id
+from toolcrib.core.json_schema import compile_schema
 from toolcrib.core.paging import Order, Page
 from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TemplateError
 from toolcrib.domain.adapters import McpAdapter, check_header_value, check_headers
@@ -129,19 +129,6 @@ class UpstreamTool:
             annotations,
             maybe(raw.get("_meta"), dict),
         )
-
-
-def compile_schema(schema: dict[str, Any]) -> jsonschema_rs.Validator:
-    """A validator for arguments; references outside the schema are refused, never fetched.
-
-    Raises:
-        ValueError: it is not a JSON Schema.
-    """
-    return jsonschema_rs.validator_for(schema, retriever=_no_fetch, pattern_options=jsonschema_rs.RegexOptions())
-
-
-def _no_fetch(uri: str) -> Any:
-    raise ValueError(f"the schema refers to {uri}, which is not part of it")
 
 
 def _size_of(value: Any) -> int:

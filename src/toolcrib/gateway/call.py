@@ -15,14 +15,14 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
-import jsonschema_rs
 import orjson
 import structlog
 
 from toolcrib.core import telemetry
 from toolcrib.core.auth import Actor
 from toolcrib.core.http import OutboundClient
-from toolcrib.core.log import hide_secrets
+from toolcrib.core.json_schema import first_complaint
+from toolcrib.core.mcp_server.tool_result import failure
 from toolcrib.core.template import TemplateError
 from toolcrib.domain.adapters import HttpAdapter, without_secrets
 from toolcrib.domain.audit import Outcome
@@ -121,7 +121,8 @@ class ToolCalls:
                     outcome = "tool_error" if result.is_error else "ok"
                 except Upstream as error:
                     outcome, error_code = "upstream_error", error.code
-                    result = _failure(without_secrets(error.message, tool.tool_set.adapter))
+                    message = without_secrets(error.message, tool.tool_set.adapter)
+                    result = ToolResult(failure(message), is_error=True)
                 size = len(result.body)
             except asyncio.CancelledError:
                 outcome, error_code = "cancelled", "call.cancelled"
@@ -181,12 +182,9 @@ def _check_arguments(tool: OfferedTool, arguments: bytes) -> None:
     if not isinstance(values, dict):
         raise Invalid("arguments.not_object", "The arguments are a JSON object.", field="arguments")
     _check_same_for_all(arguments, values)
-    validator = tool.validator()
-    if validator.is_valid(values):
-        return
-    complaint = next(iter(validator.iter_errors(values)))
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in complaint.instance_path)
-    raise Invalid("arguments.invalid", f"arguments{path}: {_reason(complaint)}", field=f"arguments{path}")
+    if complaint := first_complaint(tool.validator(), values):
+        path, reason = complaint
+        raise Invalid("arguments.invalid", f"arguments{path}: {reason}", field=f"arguments{path}")
 
 
 def _check_same_for_all(arguments: bytes, values: dict[str, Any]) -> None:
@@ -204,17 +202,6 @@ def _check_same_for_all(arguments: bytes, values: dict[str, Any]) -> None:
 def _once(pairs: list[tuple[str, Any]]) -> None:
     if len({name for name, _ in pairs}) != len(pairs):
         raise Invalid("arguments.repeated", "An object in the arguments has a member twice.", field="arguments")
-
-
-def _reason(error: jsonschema_rs.ValidationError) -> str:
-    """What the schema says, without a long value in it."""
-    message = hide_secrets(error.message)
-    return message if len(message) <= 500 else message[:500] + "..."
-
-
-def _failure(message: str) -> ToolResult:
-    body = b'{"content":[{"type":"text","text":%b}],"isError":true}' % orjson.dumps(message)
-    return ToolResult(body, is_error=True)
 
 
 def _row(

@@ -16,10 +16,11 @@ import structlog
 
 from toolcrib.core.bus import RESYNC
 from toolcrib.core.db import Database, Row
+from toolcrib.core.json_schema import compile_schema
 from toolcrib.core.vault import SealBroken, Vault
 from toolcrib.domain.adapters import HttpAdapter, McpAdapter, open_adapter
 from toolcrib.domain.tool_sets import CATALOG_NEWS
-from toolcrib.domain.tools import HttpConfig, McpConfig, ToolConfig, compile_schema
+from toolcrib.domain.tools import HttpConfig, McpConfig, ToolConfig
 from toolcrib.gateway.mcp_client.contract import McpEndpoint
 
 _log = structlog.get_logger(__name__)

@@ -5,7 +5,7 @@ import binascii
 from bisect import bisect_right
 from operator import attrgetter
 
-from toolcrib.api.mcp.protocol import INVALID_PARAMS, RpcError, modern_result
+from toolcrib.core.mcp_server.wire import INVALID_PARAMS, RpcError
 from toolcrib.errors import NotFound
 from toolcrib.gateway.catalog import CatalogView
 
@@ -36,8 +36,7 @@ def list_tools(view: CatalogView, tool_set: str | None, cursor: str | None, size
         tail = b',"nextCursor":"%b"' % base64.urlsafe_b64encode(name_of(page[-1]).encode()).rstrip(b"=")
     if modern:
         tail += b',"ttlMs":0,"cacheScope":"private"'
-    result = b'{"tools":[%b]%b}' % (b",".join([tool.wire(name_of(tool)) for tool in page]), tail)
-    return modern_result(result) if modern else result
+    return b'{"tools":[%b]%b}' % (b",".join([tool.wire(name_of(tool)) for tool in page]), tail)
 
 
 def _last_name(cursor: str) -> str:

@@ -3,21 +3,18 @@
 A status of 400 or above is a result with `isError`, never an exception: the agent must see what the API said.
 """
 
-import base64
-import codecs
-import functools
 from dataclasses import dataclass
 
 import orjson
 
-from toolcrib.core.http import OutboundClient, OutboundResponse
+from toolcrib.core.http import OutboundClient
+from toolcrib.core.mcp_server.tool_result import tool_result
 from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TextTemplate, as_json, query_of
 from toolcrib.domain.adapters import HttpAdapter
 from toolcrib.domain.tools import WITH_BODY, HttpConfig
 from toolcrib.errors import Invalid
 
 _JSON = "application/json"
-_NOT_CHARSETS = frozenset({"punycode", "idna", "unicode_escape", "raw_unicode_escape"})  # Python's own; some quadratic
 
 
 @dataclass(slots=True)
@@ -110,66 +107,4 @@ async def call_http(
     response = await outbound.request(
         request.method, request.url, headers=request.headers, body=request.body, timeout_s=timeout_s
     )
-    return result_of(response)
-
-
-def result_of(response: OutboundResponse) -> tuple[bytes, bool]:
-    """An HTTP response as an MCP tool result: JSON objects also as structured content, images and audio as such."""
-    is_error = response.status >= 400
-    media, charset = _media(response.headers.get("content-type") or "")
-    body = response.body
-    structured = b""
-    if not body:
-        blocks = b"" if not is_error else _text(f"HTTP {response.status}")
-    elif media.startswith(("image/", "audio/")) and not is_error:
-        data = base64.b64encode(body)
-        blocks = b'{"type":"%b","data":"%b","mimeType":%b}' % (media.split("/")[0].encode(), data, orjson.dumps(media))
-    elif (text := _as_text(body, charset)) is None:
-        blob = base64.b64encode(body)
-        mime = orjson.dumps(media or "application/octet-stream")
-        blocks = b'{"type":"resource","resource":{"uri":"response:body","mimeType":%b,"blob":"%b"}}' % (mime, blob)
-    else:
-        blocks = _text(f"HTTP {response.status}: {text}" if is_error else text)
-        if not is_error and body.lstrip()[:1] == b"{":
-            structured = _object(body)
-    member = b',"structuredContent":' + structured if structured else b""
-    return b'{"content":[%b]%b,"isError":%b}' % (blocks, member, b"true" if is_error else b"false"), is_error
-
-
-def _text(text: str) -> bytes:
-    return b'{"type":"text","text":' + orjson.dumps(text) + b"}"
-
-
-@functools.lru_cache(256)
-def _media(content_type: str) -> tuple[str, str | None]:
-    """The media type, and the name of the charset; None for a charset that no text has."""
-    text = content_type.lower()
-    _, found, charset = text.partition("charset=")
-    charset = charset.partition(";")[0].strip('" ') if found else "utf-8"
-    try:
-        name = codecs.lookup(charset).name
-    except LookupError:
-        name = ""
-    media = text.partition(";")[0].strip()
-    return media, None if not name or name.replace("-", "_") in _NOT_CHARSETS else name
-
-
-def _as_text(body: bytes, charset: str | None) -> str | None:
-    """The body as text, or None when it is binary."""
-    if charset is None:
-        return None
-    try:
-        text = body.decode(charset)
-        if charset != "utf-8":
-            text.encode()  # lone surrogates of odd codecs
-    except (UnicodeError, LookupError):
-        return None
-    return None if "\0" in text else text
-
-
-def _object(body: bytes) -> bytes:
-    """The body itself if it is one valid JSON object, else nothing."""
-    try:
-        return body.strip() if isinstance(orjson.loads(body), dict) else b""
-    except orjson.JSONDecodeError:
-        return b""
+    return tool_result(response.status, response.headers.get("content-type") or "", response.body)

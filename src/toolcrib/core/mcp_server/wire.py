@@ -1,4 +1,4 @@
-"""MCP on the wire, as far as a server of tools needs it: messages, versions, era rules, error codes.
+"""MCP on the wire, as far as a server needs it: messages, versions, era rules, error codes.
 
 Parameters and results stay raw JSON and pass through untouched. Sources: the MCP specification, revisions 2024-11-05 to
 2026-07-28; the official SDK is the oracle in the tests.
@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import orjson
 
-from toolcrib import __version__
 from toolcrib.errors import AppError, Kind
 
 HANDSHAKE_VERSIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -29,9 +28,7 @@ UNAVAILABLE = -32004
 HEADER_MISMATCH = -32020
 UNSUPPORTED_VERSION = -32022
 
-_META = "io.modelcontextprotocol/"
-SERVER_INFO = {"name": "toolcrib", "title": "Toolcrib", "version": __version__}
-_SERVER_META = b'"_meta":{"' + _META.encode() + b'serverInfo":' + orjson.dumps(SERVER_INFO) + b"}"
+META = "io.modelcontextprotocol/"
 _MODERN_STATUS = {
     PARSE_ERROR: 400,
     INVALID_REQUEST: 400,
@@ -41,6 +38,7 @@ _MODERN_STATUS = {
     METHOD_NOT_FOUND: 404,
 }
 _MAX_ID_BYTES = 256
+_RESULT_TYPE = b'"resultType":"complete"'
 
 
 class Message(msgspec.Struct):
@@ -56,8 +54,8 @@ class Meta(msgspec.Struct):
     """The members of `params._meta` that matter here."""
 
     progress_token: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="progressToken", default=msgspec.UNSET)
-    version: Any = msgspec.field(name=_META + "protocolVersion", default=msgspec.UNSET)
-    capabilities: Any = msgspec.field(name=_META + "clientCapabilities", default=msgspec.UNSET)
+    version: Any = msgspec.field(name=META + "protocolVersion", default=msgspec.UNSET)
+    capabilities: Any = msgspec.field(name=META + "clientCapabilities", default=msgspec.UNSET)
 
 
 class Params(msgspec.Struct):
@@ -67,6 +65,8 @@ class Params(msgspec.Struct):
     uri: str | None = None
     arguments: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     cursor: str | None = None
+    ref: Any = None
+    argument: Any = None
     meta: Meta | None = msgspec.field(name="_meta", default=None)
     protocol_version: Any = msgspec.field(name="protocolVersion", default=None)
     request_id: msgspec.Raw | msgspec.UnsetType = msgspec.field(name="requestId", default=msgspec.UNSET)
@@ -111,14 +111,19 @@ class RpcError(Exception):
         return b'{"jsonrpc":"2.0","id":%b,"error":%b}' % (message_id, orjson.dumps(error))
 
 
-def rpc_error(error: AppError) -> RpcError:
-    """A refusal of the domain as a JSON-RPC error."""
+def method_not_found(method: str) -> RpcError:
+    """The answer to a method that is not served."""
+    return RpcError(METHOD_NOT_FOUND, f"Method not found: {method[:100]}")
+
+
+def rpc_error(error: AppError, realm: str) -> RpcError:
+    """A refusal as a JSON-RPC error; `realm` names the server in the challenge to sign in."""
     data = {"code": error.code, **({"field": error.field} if error.field else {})}
     match error.kind:
         case Kind.INVALID | Kind.NOT_FOUND | Kind.CONFLICT:
             return RpcError(INVALID_PARAMS, error.message, data)
         case Kind.UNAUTHENTICATED:
-            return RpcError(REFUSED, error.message, data, status=401, challenge='Bearer realm="toolcrib"')
+            return RpcError(REFUSED, error.message, data, status=401, challenge=f'Bearer realm="{realm}"')
         case Kind.FORBIDDEN if error.code == "scope.missing":
             challenge = f'Bearer error="insufficient_scope", scope="{error.details["scope"]}"'
             return RpcError(REFUSED, error.message, data, status=403, challenge=challenge)
@@ -158,6 +163,12 @@ def parse_params(message: Message) -> Params:
         raise RpcError(INVALID_PARAMS, f"Invalid parameters: {error}") from None
 
 
+def negotiated(params: Params) -> str:
+    """The version of a handshake: what the client asked for if we know it, else our latest."""
+    asked = params.protocol_version
+    return asked if asked in HANDSHAKE_VERSIONS else LATEST_HANDSHAKE
+
+
 @dataclass(frozen=True, slots=True)
 class Headers:
     """The routing headers of a modern request; `doubled` names one that came twice."""
@@ -168,17 +179,26 @@ class Headers:
     doubled: str | None = None
 
 
-def check_modern(message: Message, params: Params, headers: Headers) -> None:
-    """The rules of 2026-07-28: the envelope is complete, and the headers say what the body says.
+def check_modern(message: Message, params: Params, headers: Headers | None) -> None:
+    """The rules of 2026-07-28: the envelope is complete, and the headers, where there are any, say what the body says.
 
     Raises:
         RpcError: the first rule broken.
     """
-    if headers.doubled:
+    if headers is not None and headers.doubled:
         raise RpcError(HEADER_MISMATCH, f"{headers.doubled} header appears more than once")
     meta = params.meta
     if meta is None or meta.version is msgspec.UNSET or meta.capabilities is msgspec.UNSET:
-        raise RpcError(INVALID_PARAMS, f"params._meta must carry {_META}protocolVersion and {_META}clientCapabilities")
+        raise RpcError(INVALID_PARAMS, f"params._meta must carry {META}protocolVersion and {META}clientCapabilities")
+    if headers is not None:
+        _check_routing(message, params, meta, headers)
+    if meta.version != MODERN:
+        raise RpcError(
+            UNSUPPORTED_VERSION, "Unsupported protocol version", {"supported": [MODERN], "requested": str(meta.version)}
+        )
+
+
+def _check_routing(message: Message, params: Params, meta: Meta, headers: Headers) -> None:
     if headers.version != meta.version:
         raise RpcError(HEADER_MISMATCH, "mcp-protocol-version header does not match the request envelope")
     if headers.method != message.method:
@@ -187,20 +207,21 @@ def check_modern(message: Message, params: Params, headers: Headers) -> None:
     named = params.uri if message.method == "resources/read" else named
     if named is not None and headers.name != named:
         raise RpcError(HEADER_MISMATCH, "mcp-name header does not match the request body")
-    if meta.version != MODERN:
-        raise RpcError(
-            UNSUPPORTED_VERSION, "Unsupported protocol version", {"supported": [MODERN], "requested": str(meta.version)}
-        )
 
 
-def modern_result(result: bytes) -> bytes:
+def completed(result: bytes, server_meta: bytes) -> bytes:
+    """A result that we made ourselves with what 2026-07-28 asks for."""
+    return b"{%b,%b%b%b" % (_RESULT_TYPE, server_meta, b"" if result[1:2] == b"}" else b",", result[1:])
+
+
+def modern_result(result: bytes, server_meta: bytes) -> bytes:
     """A result with what 2026-07-28 asks for; one that an upstream of that era gave has it already."""
     head = _decode_head(result)
     extra = []
     if head.result_type is msgspec.UNSET:
-        extra.append(b'"resultType":"complete"')
+        extra.append(_RESULT_TYPE)
     if head.meta is msgspec.UNSET:
-        extra.append(_SERVER_META)
+        extra.append(server_meta)
     if not extra:
         return result
     rest = result.lstrip()[1:].lstrip()
@@ -232,3 +253,15 @@ def one_line(body: bytes) -> bytes:
 def event(body: bytes) -> bytes:
     """A message as a server-sent event."""
     return b"event: message\ndata: " + one_line(body) + b"\n\n"
+
+
+def notification(method: str, params: dict[str, Any]) -> bytes:
+    """A notification of ours; `method` without the word in front."""
+    return orjson.dumps({"jsonrpc": "2.0", "method": f"notifications/{method}", "params": params})
+
+
+def progress(params: bytes, token: bytes) -> bytes:
+    """Somebody else's progress under the client's own token."""
+    values = msgspec.json.decode(params, type=dict[str, msgspec.Raw])
+    values["progressToken"] = msgspec.Raw(token)
+    return b'{"jsonrpc":"2.0","method":"notifications/progress","params":%b}' % msgspec.json.encode(values)

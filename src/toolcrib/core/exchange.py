@@ -1,4 +1,4 @@
-"""One HTTP request on plain ASGI, for the hot doors: tool calls over MCP and REST."""
+"""One HTTP request on plain ASGI, for doors where every microsecond counts: its head, its body, its answer."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -6,12 +6,18 @@ from typing import TypeVar, cast
 
 from starlette.types import Receive, Scope, Send
 
+from toolcrib.errors import Invalid, Unavailable
+
 T = TypeVar("T")
 _PATIENCE_S = 0.05
 
 
 class ClientGone(Exception):
     """The client closed the connection before its answer."""
+
+
+class BodyTooLarge(Invalid):
+    """The request body exceeds the limit; a kind of its own so that edges can answer 413."""
 
 
 class Exchange:
@@ -58,6 +64,28 @@ class Exchange:
         """Return when the client has closed the connection; only after the body was read."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The whole request body.
+
+    Raises:
+        BodyTooLarge: it exceeds `limit` bytes.
+        Unavailable: the client went away.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Unavailable("request.disconnected", "The client went away.")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge("body.too_large", f"The request body is larger than {limit} bytes.", limit_bytes=limit)
+        parts.append(chunk)
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def run_unless_gone(exchange: Exchange, work: Awaitable[T]) -> T:

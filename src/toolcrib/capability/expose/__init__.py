@@ -1,0 +1,1 @@
+"""The faces of a capability: REST, MCP, skill catalogue, control port."""

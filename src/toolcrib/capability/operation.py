@@ -1,0 +1,387 @@
+"""A consumed operation, compiled: which values it needs (its slots), and the request they make.
+
+Nothing is looked up here: the planner binds each slot to where its value comes from. A value goes only to the place its
+slot has; a header or query parameter that carries configured credentials has no slot at all.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote_plus
+
+from toolcrib.capability.binds import Binds, Unresolved
+from toolcrib.capability.names import match
+from toolcrib.capability.spec import ABSENT, Body, Consumed, ConsumedOperation, ConsumedResource, Input
+from toolcrib.capability.template_text import TemplateInvalid
+from toolcrib.capability.templates import (
+    JsonText,
+    Native,
+    PathTemplate,
+    RawBody,
+    TextTemplate,
+    as_json,
+    as_text,
+    compile_native,
+    encode_query,
+    form_text,
+    header_text,
+    multipart,
+    xml_text,
+)
+from toolcrib.capability.upstream import Policy, UpstreamRequest
+from toolcrib.errors import AppError, Invalid, Upstream
+
+WRITES = frozenset({"POST", "PUT", "PATCH"})
+RELAYED = "body"  # the slot of a body that nothing describes
+_JSON = "application/json"
+_TEXT_TYPES = {"text": "text/plain; charset=utf-8", "xml": "application/xml", "sparql": "application/sparql-query"}
+_ACCEPT = {"xml": "application/xml", "csv": "text/csv", "html": "text/html"}
+_FRAMING = frozenset({"host", "content-length", "connection", "transfer-encoding", "accept-encoding", "te", "expect"})
+
+Values = dict[str, Any]
+MakeBody = Callable[[Values], tuple[bytes | None, str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A value that the operation can take.
+
+    `kind` is where it goes: path query header cookie body template environment, or relay (a body nothing describes).
+    """
+
+    name: str
+    kind: str
+    required: bool
+    input: Input | None = None  # its declaration, if it has one
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A query pair, header or cookie: its name on the wire, and its value out of the slots."""
+
+    name: str
+    value: Native
+    is_list: str = "repeat"
+
+
+@dataclass(slots=True)
+class Operation:
+    """A consumed operation ready to make requests.
+
+    `broken` is what every call is answered instead, when it cannot be made into a request at all.
+    """
+
+    namespace: str
+    name: str
+    method: str
+    slots: dict[str, Slot] = field(default_factory=dict)
+    base: PathTemplate | None = None
+    path: PathTemplate | None = None
+    derived: list[tuple[str, Native]] = field(default_factory=list)
+    query: list[Field] = field(default_factory=list)
+    headers: list[Field] = field(default_factory=list)
+    cookies: list[Field] = field(default_factory=list)
+    make_body: MakeBody | None = None
+    body_slot: str | None = None  # the slot whose value is the whole body
+    broken: AppError | None = None
+    policy: Policy | None = None  # where it differs from that of the API
+    declares_query: bool = False
+    described: bool = False  # whether a body template or body inputs say what is sent
+
+    @property
+    def path_slots(self) -> list[str]:
+        """The variables of the path and the base URI, in order."""
+        return [slot.name for slot in self.slots.values() if slot.kind == "path"]
+
+    def request(self, values: Values, extra_query: str = "") -> UpstreamRequest:
+        """The request for these values of slots.
+
+        Raises:
+            Invalid: a required value is absent, or one cannot stand where it belongs; `field` names the slot.
+            AppError: `broken`.
+        """
+        if self.broken is not None:
+            raise self.broken
+        for name, make in self.derived:
+            found = make(values)
+            if found is not ABSENT and found != "":
+                values[name] = found
+        self._must_have(values)
+        assert self.base is not None and self.path is not None  # noqa: S101, PT018 - set unless broken
+        url = self.base.render(values)
+        path = self.path.render(values)
+        if path:
+            url = f"{url.rstrip('/')}/{path.lstrip('/')}"
+        query = self._query(values)
+        if extra_query:
+            query = f"{query}&{extra_query}" if query else extra_query
+        if query:
+            url = f"{url}{'&' if '?' in url else '?'}{query}"
+        headers = [(f.name, text) for f in self.headers if (text := _header(f.value(values))) is not None]
+        if self.cookies and (text := self._cookies(values)):
+            headers.append(("Cookie", text))
+        body, media = self.make_body(values) if self.make_body is not None else (None, None)
+        if media is not None and not any(name.lower() == "content-type" for name, _ in headers):
+            headers.append(("Content-Type", media))
+        return UpstreamRequest(self.method, url, headers, body, f"{self.namespace}.{self.name}", policy=self.policy)
+
+    def _must_have(self, values: Values) -> None:
+        for slot in self.slots.values():
+            if slot.required and slot.kind != "path" and values.get(slot.name, ABSENT) is ABSENT:
+                where = "request body" if slot.kind in {"body", "relay"} else f"{slot.kind} parameter {slot.name}"
+                raise Invalid("parameter.missing", f"The {where} is required.", field=slot.name)
+
+    def _cookies(self, values: Values) -> str:
+        found = [(f.name, f.value(values)) for f in self.cookies]
+        return "; ".join(f"{name}={_cookie(v)}" for name, v in found if v is not ABSENT and v is not None)
+
+    def _query(self, values: Values) -> str:
+        pairs = []
+        for f in self.query:
+            value = f.value(values)
+            if value is ABSENT or value is None:
+                continue
+            items = value if isinstance(value, list) and f.is_list == "repeat" else [value]
+            name = quote_plus(f.name, safe="[]$.-_~:@!")
+            pairs += [f"{name}={encode_query(as_text(item), f.name)}" for item in items]
+        return "&".join(pairs)
+
+
+def _header(value: Any) -> str | None:
+    text = "" if value is ABSENT or value is None else header_text(value)
+    return text or None
+
+
+def _cookie(value: Any) -> str:
+    return quote(as_text(value), safe="!#$%&'()*+-./:<=>?@[]^_`{|}~")
+
+
+def compile_operation(
+    consumed: Consumed,
+    resource: ConsumedResource,
+    operation: ConsumedOperation,
+    binds: Binds,
+    *,
+    base_uri: str,
+    credential_fields: frozenset[tuple[str, str]],
+    relay: bool = True,
+) -> Operation:
+    """Compile one operation.
+
+    Args:
+        consumed: the API it belongs to.
+        resource: the resource it belongs to.
+        operation: itself.
+        binds: the variables of the document.
+        base_uri: where the API really is; empty if nobody said.
+        credential_fields: (`header` or `query`, lower-case name) of what authentication sets.
+        relay: whether a write operation that describes no body passes the caller's on.
+
+    A template that is broken or needs a bind without value makes an operation whose calls say so.
+    """
+    op = Operation(consumed.namespace, operation.name, operation.method)
+    inputs = _merged(consumed.inputs, resource.inputs, operation.inputs)
+    inputs = [i for i in inputs if (i.location or "query", i.name.lower()) not in credential_fields]
+    try:
+        _compile_url(op, base_uri, resource.path, binds)
+        _compile_inputs(op, inputs, binds)
+        _compile_body(op, operation.body, [i for i in inputs if i.location == "body"], binds, relay=relay)
+    except Unresolved as unresolved:
+        op.broken = unresolved.refusal()
+    except TemplateInvalid as error:
+        op.broken = Upstream("operation.invalid", f"{op.namespace}.{op.name} cannot be called: {error}.")
+    if not base_uri and op.broken is None:
+        variable = "NAFTIKO_BASE_URI_" + "".join(c if c.isalnum() else "_" for c in consumed.namespace).upper()
+        op.broken = Upstream(
+            "upstream.no_base_uri",
+            f"The capability does not say where {consumed.namespace} is: "
+            f"start with --base-uri {consumed.namespace}=https://... or set {variable}.",
+        )
+    _attach_declarations(op, inputs)
+    return op
+
+
+def _merged(*levels: tuple[Input, ...]) -> list[Input]:
+    """Inputs of all levels; a later one replaces an earlier one of the same name and place."""
+    found: dict[tuple[str, str | None], Input] = {}
+    for level in levels:
+        for item in level:
+            found[item.name, item.location] = item
+    return list(found.values())
+
+
+def _compile_url(op: Operation, base_uri: str, path: str, binds: Binds) -> None:
+    base = base_uri.partition("#")[0].rstrip("/")
+    op.base = PathTemplate.compile(base, binds, base=True)
+    path, mark, query = path.partition("#")[0].partition("?")
+    op.path = PathTemplate.compile(path, binds)
+    for name in (*op.base.names, *op.path.names):
+        op.slots.setdefault(name, Slot(name, "path", required=True))
+    if mark:
+        for pair in filter(None, query.split("&")):
+            key, _, text = pair.partition("=")
+            template = TextTemplate.compile(text, binds)
+            _use(op, template.names)
+            op.query.append(Field(key, template.native))
+
+
+def _use(op: Operation, names: tuple[str, ...]) -> None:
+    for name in names:
+        op.slots.setdefault(name, Slot(name, "template", required=False))
+
+
+def _compile_inputs(op: Operation, inputs: list[Input], binds: Binds) -> None:
+    for item in inputs:
+        location = item.location or "query"
+        if location == "body" or (location == "header" and item.name.lower() in _FRAMING):
+            continue
+        op.declares_query |= location == "query"
+        if item.value is not ABSENT:
+            try:
+                value, names = compile_native(item.value, binds)
+            except Unresolved as unresolved:  # what else the operation takes is still worth knowing
+                op.broken = unresolved.refusal()
+                continue
+            _use(op, names)
+            own = _own_or_given(item.name, value)
+            target = match(item.name, op.path_slots) if location in {"path", "environment"} else item.name
+            if target is not None:
+                op.derived.append((target, value))
+        elif location == "path":
+            continue  # the path's own variable, or one that the path does not have
+        else:
+            op.slots.setdefault(item.name, Slot(item.name, location, required=bool(item.required), input=item))
+            own = _slot_value(item.name)
+        match location:
+            case "query":
+                op.query.append(Field(item.name, own))
+            case "header":
+                op.headers.append(Field(item.name, own))
+            case "cookie":
+                op.cookies.append(Field(item.name, own))
+
+
+def _slot_value(name: str) -> Native:
+    return lambda values: values.get(name, ABSENT)
+
+
+def _own_or_given(name: str, value: Native) -> Native:
+    """The declared value, else a parameter of that name."""
+
+    def own(values: Mapping[str, Any]) -> Any:
+        found = value(values)
+        return values.get(name, ABSENT) if found is ABSENT else found
+
+    return own
+
+
+def _attach_declarations(op: Operation, inputs: list[Input]) -> None:
+    """Give slots of paths and templates the declaration that means them."""
+    by_name = {item.name: item for item in inputs if item.value is ABSENT}
+    for name, slot in op.slots.items():
+        if slot.input is None and (key := match(name, by_name)) is not None:
+            op.slots[name] = Slot(name, slot.kind, slot.required, by_name[key])
+
+
+def _compile_body(op: Operation, body: Body | None, inputs: list[Input], binds: Binds, *, relay: bool) -> None:
+    if body is not None and not (body.data is ABSENT or body.data is None):
+        op.make_body, names = _template_body(body, binds)
+        op.described = True
+        for name in names:
+            known = next((item for item in inputs if item.name == name), None)
+            slot = Slot(name, "template", required=bool(known and known.required), input=known)
+            op.slots.setdefault(name, slot)
+        return
+    open_inputs = [item for item in inputs if item.value is ABSENT]
+    if len(inputs) == 1 and open_inputs:
+        item = inputs[0]
+        op.slots[item.name] = Slot(item.name, "body", required=bool(item.required), input=item)
+        op.body_slot = item.name
+        op.described = True
+    elif inputs:
+        op.make_body = _member_body(op, inputs, binds)
+        op.described = True
+        return
+    elif body is not None or (relay and op.method in WRITES):
+        op.slots[RELAYED] = Slot(RELAYED, "relay", required=False)
+        op.body_slot = RELAYED
+    if op.body_slot is not None:
+        op.make_body = _whole_body(op.body_slot)
+
+
+def _whole_body(name: str) -> MakeBody:
+    def make(values: Values) -> tuple[bytes | None, str | None]:
+        value = values.get(name, ABSENT)
+        if value is ABSENT:
+            return None, None
+        if isinstance(value, RawBody):
+            value.check()
+            return value.data, value.content_type or _JSON
+        return as_json(value), _JSON
+
+    return make
+
+
+def _member_body(op: Operation, inputs: list[Input], binds: Binds) -> MakeBody:
+    members: list[tuple[str, Native]] = []
+    for item in inputs:
+        if item.value is not ABSENT:
+            value, names = compile_native(item.value, binds)
+            _use(op, names)
+            members.append((item.name, _own_or_given(item.name, value)))
+        else:
+            op.slots[item.name] = Slot(item.name, "body", required=bool(item.required), input=item)
+            members.append((item.name, _slot_value(item.name)))
+
+    def make(values: Values) -> tuple[bytes | None, str | None]:
+        found = {name: value for name, get in members if (value := get(values)) is not ABSENT}
+        return (as_json(found), _JSON) if found else (None, None)
+
+    return make
+
+
+def _template_body(body: Body, binds: Binds) -> tuple[MakeBody, tuple[str, ...]]:
+    data = body.data
+    match body.type:
+        case "raw" | "json" if isinstance(data, str):
+            return _json_text_body(data, binds)
+        case "raw" | "json":
+            native, names = compile_native(data, binds)
+            if not names:
+                constant = as_json(native({}))
+                return (lambda _: (constant, _JSON)), ()
+            return (lambda values: (as_json(native(values)), _JSON)), names
+        case "formUrlEncoded":
+            pairs = _pairs(data) if isinstance(data, str) else data
+            if not isinstance(pairs, dict):
+                raise TemplateInvalid("a formUrlEncoded body needs an object or a query string")
+            native, names = compile_native(pairs, binds)
+            media = "application/x-www-form-urlencoded"
+            return (lambda values: (form_text(native(values)).encode(), media)), names
+        case "multipartForm":
+            parts = [{"name": k, "value": v} for k, v in data.items()] if isinstance(data, dict) else data
+            if not isinstance(parts, list) or not all(isinstance(part, dict) and part.get("name") for part in parts):
+                raise TemplateInvalid("a multipartForm body needs a list of {name, value}")
+            native, names = compile_native(parts, binds)
+            return (lambda values: multipart(native(values))), names
+        case kind:
+            text = TextTemplate.compile(data if isinstance(data, str) else as_json(data).decode(), binds)
+            media = _TEXT_TYPES[kind]
+            if kind == "xml":
+                return (lambda values: (xml_text(text, values).encode("utf-8", "replace"), media)), text.names
+            return (lambda values: (text.render(values).encode("utf-8", "replace"), media)), text.names
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = (pair.partition("=") for pair in text.split("&"))
+    return {unquote_plus(name): unquote_plus(value) for name, _, value in pairs if name}
+
+
+def _json_text_body(text: str, binds: Binds) -> tuple[MakeBody, tuple[str, ...]]:
+    """A JSON body written as text; one that is no JSON goes out as it is, still called JSON."""
+    try:
+        template = JsonText.compile(text, binds)
+    except TemplateInvalid:
+        plain = TextTemplate.compile(text, binds)
+        return (lambda values: (plain.render(values).encode("utf-8", "replace"), _JSON)), plain.names
+    return (lambda values: (template.render(values), _JSON)), template.names
