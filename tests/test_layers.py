@@ -20,13 +20,13 @@ ALLOWED: dict[str, set[str]] = {
     "gateway": {"domain", "capability", "queue", "core", "errors"},
     "gateway.mcp_client": {"core", "errors"},
     "gateway.providers": {"domain", "capability", "core", "errors"},
-    "api": {"gateway", "domain", "core", "errors"},  # what dialects share
+    "api": {"gateway", "gateway.providers", "domain", "core", "errors"},  # what dialects share
     "api.root": {"api", "api.orkosi", "queue", "core", "errors"},  # speaks Orkosi's errors, counts jobs
     "api.cadenya": {"api", "gateway", "domain", "core", "errors"},
     "api.orkosi": {"api", "gateway", "domain", "core", "errors"},
     "api.mcp": {"api", "gateway", "gateway.mcp_client", "domain", "core", "errors"},
     "installation": {"domain", "core", "errors", "settings"},
-    "wiring": {"api", "api.cadenya", "api.orkosi", "api.mcp", "api.root", "gateway", "gateway.mcp_client"}
+    "wiring": {"api", "api.cadenya", "api.orkosi", "api.mcp", "api.root", "gateway", "gateway.mcp_client", "gateway.providers"}
     | {"queue", "domain", "core", "settings", "errors"},
     "cli": {"*"},
     "__main__": {"cli"},

@@ -32,6 +32,7 @@ from toolcrib.gateway.catalog import Catalog
 from toolcrib.gateway.jobs import WorkContext, jobs, resync_later, schedules
 from toolcrib.gateway.mcp_client.process import STDIO_ENV_ALLOW
 from toolcrib.gateway.mcp_client.upstreams import McpUpstreams
+from toolcrib.gateway.providers.capability import Capabilities
 from toolcrib.queue.keeper import Keeper
 from toolcrib.queue.worker import Worker
 from toolcrib.settings import Settings
@@ -70,13 +71,20 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
     )
     telemetry.UPSTREAM_SESSIONS.set_function(upstreams.__len__)
     audit = AuditWriter(database)
-    catalog = Catalog(database, vault, commands=settings.stdio, retire=upstreams.retire)
+    capabilities = Capabilities(outbound)
+
+    def retire(key: str) -> None:
+        upstreams.retire(key)
+        capabilities.retire(key)
+
+    catalog = Catalog(database, vault, commands=settings.stdio, retire=retire)
     deps = Deps(
         database=database,
         vault=vault,
         sign_in=SignIn(database),
         catalog=catalog,
-        calls=ToolCalls(catalog, audit, outbound, upstreams, timeout_s=settings.call_timeout_s),
+        calls=ToolCalls(catalog, audit, outbound, upstreams, capabilities, timeout_s=settings.call_timeout_s),
+        capabilities=capabilities,
         commands=settings.stdio,
         max_request_bytes=settings.max_request_bytes,
         mcp_page_size=settings.mcp_page_size,
@@ -84,7 +92,7 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
         closing=asyncio.Event(),
     )
     work = WorkContext(
-        database, vault, upstreams, settings.sync_timeout_s, settings.audit_retention_days, settings.stdio
+        database, vault, upstreams, capabilities, settings.sync_timeout_s, settings.audit_retention_days, settings.stdio
     )
     try:
         yield Parts(settings, deps, work)
@@ -92,6 +100,7 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
         deps.closing.set()
         catalog.close()
         await upstreams.close()
+        await capabilities.close()
         await audit.close()
         await outbound.close()
 

@@ -256,12 +256,12 @@ def test_spans_go_to_opentelemetry_under_the_same_ids():
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     telemetry = Telemetry("ops", Observability.read(control()), provider)
     recorder = telemetry.recorder
-    with recorder.request_span(
-        "rest.request", [(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode())], {"a": 1}
-    ) as root:
-        with recorder.span("http.client.GET", "CLIENT") as inner:
-            inner.fail("500")
-            assert TRACE in recorder.outgoing()[0][1]
+    with (
+        recorder.request_span("rest.request", [(b"traceparent", f"00-{TRACE}-{PARENT}-01".encode())], {"a": 1}) as root,
+        recorder.span("http.client.GET", "CLIENT") as inner,
+    ):
+        inner.fail("500")
+        assert TRACE in recorder.outgoing()[0][1]
     exported = {span.name: span for span in exporter.get_finished_spans()}
     assert f"{exported['rest.request'].context.span_id:016x}" == root.context.span_id
     assert f"{exported['rest.request'].parent.span_id:016x}" == PARENT

@@ -866,3 +866,11 @@ def test_any_damage_to_a_file_gives_a_document_or_a_refusal(text: str) -> None:
 
 def _tree(text: str) -> Any:
     return yaml.load(textwrap.dedent(text), Loader=yaml.BaseLoader)
+
+
+def test_an_address_longer_than_servers_take_is_dropped() -> None:
+    loaded = read(
+        f"{HEAD}consumes: [{{namespace: a, baseUri: 'http://{'h' * 3000}'}}, {{namespace: b, baseUri: http://h}}]"
+    )
+    assert rules(loaded) == ["address-long"]
+    assert [consumed.namespace for consumed in loaded.document.consumes] == ["b"]

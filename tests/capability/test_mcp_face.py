@@ -172,6 +172,9 @@ async def test_outputs_that_a_schema_promises_are_always_there(connect: Client) 
         assert (empty.structured_content, empty.content, empty.is_error) == ({"n": None}, [], False)
         text = await client.call_tool("promised", {"text": "no JSON"})
         assert text.structured_content == {}
+        latin = {"hex": '{"a": "é"}'.encode("latin-1").hex(), "media": "application/json; charset=latin-1"}
+        for tool in ("reply", "promised"):
+            assert (await client.call_tool(tool, latin)).structured_content == {"a": "é"}
         failed = await client.call_tool("number", {"status": 404, "text": "gone"})
         assert (failed.is_error, failed.structured_content) == (True, None)
 

@@ -5,6 +5,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,6 +22,35 @@ LIMITS = ScriptLimits(timeout_s=20.0, statements=5_000, memory_bytes=32 * 1024 *
 EXTENSIONS = {"javascript": "js", "python": "py", "groovy": "groovy"}
 BOTH = pytest.mark.parametrize("language", ["javascript", "python"])
 Run = Callable[..., Any]
+
+UNDER_UVLOOP = """
+import asyncio, sys, uvloop
+from pathlib import Path
+from toolcrib.capability.scripts import Scripts, ScriptLimits
+from toolcrib.capability.spec import Mark, Step
+from toolcrib.errors import AppError
+
+async def main():
+    scripts = Scripts(limits=ScriptLimits(timeout_s=0.2, statements=None), processes=2)
+    steps = [Step("script", "s", Mark("c", 1, 1), location=sys.argv[1], file=f) for f in ("endless.py", "endless.js")]
+    made = [scripts.compile(step, ()) for step in steps]
+    for script in made:
+        cold = asyncio.create_task(scripts.run(script, {}))
+        await asyncio.wait({cold}, timeout=0)
+        cold.cancel()
+        warm = [asyncio.create_task(scripts.run(script, {})) for _ in range(3)]
+        await asyncio.wait(warm, timeout=0.1)
+        warm[0].cancel()
+        for outcome in await asyncio.gather(cold, *warm, return_exceptions=True):
+            assert isinstance(outcome, (asyncio.CancelledError, AppError)), outcome
+    left = asyncio.create_task(scripts.run(made[0], {}))
+    await asyncio.wait({left}, timeout=0.1)
+    await scripts.close()
+    await asyncio.gather(left, return_exceptions=True)
+
+uvloop.run(main())
+print("children:", [pid for thread in Path("/proc/self/task").iterdir() for pid in (thread / "children").read_text().split()])
+"""
 
 
 def step(language: str | None, location: str | None, file: str | None, *dependencies: str) -> Step:
@@ -554,6 +585,19 @@ async def test_interpreters_stop_when_nothing_runs_and_start_again(no_others: No
         assert await asyncio.gather(*(scripts.run(script, {}) for script in made)) == [1, 1]
         await until(lambda: interpreters() == [])
     await scripts.close()
+
+
+def test_under_the_servers_event_loop_broken_off_runs_leave_nothing_behind_either(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text("while True: pass", "utf-8")
+    (tmp_path / "endless.js").write_text("for (;;) {}", "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", UNDER_UVLOOP, tmp_path.as_uri()],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "children: []\n", "")
 
 
 async def test_waiting_for_an_interpreter_ends_at_the_time_out(tmp_path: Path) -> None:

@@ -182,6 +182,14 @@ async def test_a_wrong_password_ends_after_one_repetition():
     assert len(served.asked) == 2
 
 
+async def test_a_refusal_under_the_same_nonce_is_believed():
+    refusal = Told(status=401, headers={"WWW-Authenticate": 'Digest realm="r", nonce="same", qop="auth"'})
+    async with app(lambda _: refusal) as served:
+        up = Upstream(served.outbound, "api", authenticator=digest())
+        assert [(await up.send(UpstreamRequest("GET", served.url))).status for _ in range(3)] == [401] * 3
+    assert len(served.asked) == 4  # without credentials, with them, and then once a call
+
+
 async def test_many_at_once_never_use_a_count_twice():
     verifier = Verifier("SHA-256")
     async with app(verifier) as served:

@@ -278,6 +278,27 @@ async def test_one_probe_goes_and_a_probe_whose_caller_leaves_makes_room_for_the
         assert (await calls.send(request)).status == 200
 
 
+async def test_a_call_from_before_it_opened_that_fails_late_does_not_keep_it_open():
+    time, gate, arrived = Time(), asyncio.Event(), asyncio.Event()
+
+    async def answer(asked: Asked) -> Told:
+        if asked.path == "/late":
+            arrived.set()
+            await gate.wait()
+        return Told(status=200 if asked.path == "/good" else 500)
+
+    async with app(answer) as served:
+        calls = up(served, time, circuitBreaker=BREAKER | {"failures": 1})
+        late = asyncio.create_task(calls.send(UpstreamRequest("GET", f"{served.url}/late")))
+        await arrived.wait()
+        await calls.send(get(served))
+        time.now += 20
+        gate.set()
+        await late
+        time.now += 10
+        assert (await calls.send(UpstreamRequest("GET", f"{served.url}/good"))).status == 200
+
+
 async def test_a_breaker_that_opens_ends_the_retries_with_the_last_answer():
     async with app(Script(503)) as served:
         calls = up(served, Time(), circuitBreaker=BREAKER | {"failures": 2}, retry={"attempts": 5})

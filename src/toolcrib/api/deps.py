@@ -8,6 +8,7 @@ from toolcrib.core.db import Database
 from toolcrib.core.vault import Vault
 from toolcrib.gateway.call import ToolCalls
 from toolcrib.gateway.catalog import Catalog
+from toolcrib.gateway.providers.capability import Capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Deps:
     sign_in: SignIn
     catalog: Catalog
     calls: ToolCalls
+    capabilities: Capabilities
     commands: bool
     max_request_bytes: int
     mcp_page_size: int

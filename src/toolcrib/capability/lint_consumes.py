@@ -108,7 +108,7 @@ def consumed_path_shape(facts: Facts) -> Iterator[Fault]:
 def path_input_not_in_path(facts: Facts) -> Iterator[Fault]:
     """An input with `in: path` has a variable in the path."""
     for operation in facts.all_operations:
-        names = set(map(normalise, operation.path_variables))
+        names = facts.path_names(operation.address)
         for parameter in (*operation.resource.inputs, *operation.operation.inputs):
             if parameter.location == "path" and normalise(parameter.name) not in names:
                 yield (
@@ -125,7 +125,7 @@ def exposed_path_input(facts: Facts) -> Iterator[Fault]:
     for unit in facts.units:
         if unit.path is None:
             continue
-        names = set(map(normalise, names_in(unit.path, single=True)))
+        names = facts.path_names(unit.path)
         for parameter in unit.inputs:
             if parameter.location == "path" and normalise(parameter.name) not in names:
                 yield (

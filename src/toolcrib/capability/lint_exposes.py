@@ -59,18 +59,18 @@ def path_variable_unused(facts: Facts) -> Iterator[Fault]:
         if unit.path is None or operation is None or takes is None:
             continue
         keys = {normalise(entry.key) for entry in unit.action.with_}
-        if not keys.issuperset(map(normalise, operation.path_variables)):
+        if not keys.issuperset(facts.path_names(operation.address)):
             continue  # a variable upstream is free: the planner may bind it by position
-        used = takes | _mentioned(unit)
-        for name in names_in(unit.path, single=True):
-            if normalise(name) not in used:
-                yield (
-                    "warning",
-                    f"Nothing uses the variable {{{name}}} of the path {unit.path!r}",
-                    "any value of it gives the same answer",
-                    f"pass it on: `with: {{...: rest.{name}}}`",
-                    unit.at,
-                )
+        names = facts.path_names(unit.path)
+        mentioned = _mentioned(unit)
+        for unused in (name for name in names if name not in takes and name not in mentioned):
+            yield (
+                "warning",
+                f"Nothing uses the variable {{{names[unused]}}} of the path {unit.path!r}",
+                "any value of it gives the same answer",
+                f"pass it on: `with: {{...: rest.{names[unused]}}}`",
+                unit.at,
+            )
 
 
 def _mentioned(unit: Unit) -> set[str]:

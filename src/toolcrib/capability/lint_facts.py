@@ -43,9 +43,9 @@ class Operation:
         return chain(self.api.inputs, self.resource.inputs, self.operation.inputs)
 
     @property
-    def path_variables(self) -> list[str]:
-        """The variables of its address."""
-        return names_in(self.api.base_uri + self.resource.path, single=True)
+    def address(self) -> str:
+        """Its address with variables."""
+        return self.api.base_uri + self.resource.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ class Facts:
         self.bind_namespaces: dict[str, set[str]] = {}
         for bind in document.binds:
             self.bind_namespaces.setdefault(bind.namespace, set()).update(bind.keys)
+        self._paths: dict[str, dict[str, str]] = {}
         self._takes: dict[str, frozenset[str]] = {}
         self.listening = [server for server in document.servers if not is_stdio(server)]
 
@@ -107,13 +108,19 @@ class Facts:
         if operation is None or call is None:
             return None
         if call not in self._takes:
-            names = [*operation.path_variables, *(parameter.name for parameter in operation.inputs), "body"]
+            names = [*self.path_names(operation.address), *(parameter.name for parameter in operation.inputs), "body"]
             texts = [text for text, _ in api_templates(operation)]
             texts += [parameter.value for parameter in operation.api.inputs if isinstance(parameter.value, str)]
             for name in chain.from_iterable(map(names_in, texts)):
                 names += [name, name.partition(".")[0], name.partition(".")[2]]
             self._takes[call] = frozenset(map(normalise, names))
         return self._takes[call]
+
+    def path_names(self, path: str) -> dict[str, str]:
+        """The variables of a path by their normalised names."""
+        if path not in self._paths:
+            self._paths[path] = {normalise(name): name for name in names_in(path, single=True)}
+        return self._paths[path]
 
     def is_declared(self, name: str) -> bool:
         """Whether a name is a variable of a bind, alone or qualified."""

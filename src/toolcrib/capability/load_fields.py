@@ -15,6 +15,7 @@ from toolcrib.capability.spec import ABSENT, Mark
 from toolcrib.capability.yaml_source import Node, plain
 
 _PER_RULE = 200  # findings of one rule that are kept; a broken file should not answer with a larger one
+_LONGEST_ADDRESS = 2048
 _YES = frozenset({"true", "yes", "on"})
 _NO = frozenset({"false", "no", "off"})
 
@@ -167,6 +168,14 @@ class Record:
             self.unusable(
                 f"{field}-missing", f"The {self.kind.name} has no {field}", f"give it a {field}", self.at_field(field)
             )
+        return found
+
+    def address(self, field: str) -> str:
+        """A path or base URI, empty if absent; raises Unusable if it is longer than servers take."""
+        found = (self.text(field, needed=True) or "").strip()
+        if len(found) > _LONGEST_ADDRESS:
+            what = f"The {field} of the {self.kind.name} has {len(found)} characters"
+            self.unusable("address-long", what, f"keep it below {_LONGEST_ADDRESS}", self.at_field(field))
         return found
 
     def flag(self, field: str) -> bool | None:

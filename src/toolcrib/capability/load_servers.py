@@ -132,7 +132,7 @@ def read_consumed(record: Record, folder: str) -> Consumed:
         record.unusable("namespace-missing", "The consumed API has no namespace to call it by", "give it a namespace")
     return Consumed(
         namespace=namespace,
-        base_uri=(record.text("baseUri", needed=True) or "").strip(),
+        base_uri=record.address("baseUri"),
         at=record.at,
         folder=folder,
         description=record.text("description"),
@@ -146,7 +146,7 @@ def read_consumed(record: Record, folder: str) -> Consumed:
 def _consumed_resource(record: Record) -> ConsumedResource:
     return ConsumedResource(
         name=record.name() or record.text("path") or "",
-        path=record.text("path", needed=True) or "",
+        path=record.address("path"),
         at=record.at,
         description=record.text("description"),
         inputs=read_inputs(record, is_shared=True),
@@ -236,8 +236,9 @@ def _rest(record: Record) -> RestServer:
 
 
 def _rest_resource(record: Record) -> RestResource:
+    path = record.address("path") or record.required_text("path")
     return RestResource(
-        path=record.required_text("path"),
+        path=path,
         at=record.at,
         name=record.name(),
         label=record.text("label"),

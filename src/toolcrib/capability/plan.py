@@ -130,6 +130,7 @@ class Plan:
     binds: Binds
     rest: Mapping[str, PlannedRest]
     mcp: Mapping[str, PlannedMcp]
+    tools: Mapping[str, PlannedTool]  # of all MCP servers, or without one the REST operations as tools
     called: Mapping[str, Any]  # calls.Action
     findings: tuple[Finding, ...]
     bound: Mapping[str, tuple[Bound, ...]]  # by the name of the thing exposed

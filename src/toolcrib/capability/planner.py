@@ -97,6 +97,7 @@ class _Planner:
             ground.binds,
             rest,
             mcp,
+            self._tools(mcp),
             self.actions.called,
             tuple(ground.findings),
             self.bound,
@@ -173,17 +174,32 @@ class _Planner:
     def _mcp(self, server: McpServer) -> PlannedMcp:
         tools: dict[str, PlannedTool] = {}
         for tool in server.tools:
-            tools[tool.name] = self._tool(server, tool)
+            tools[tool.name] = self._tool(server.namespace, tool)
         resources = tuple(self._resource(server, resource) for resource in server.resources)
         prompts = {p.name: planned for p in server.prompts if (planned := self._prompt(p)) is not None}
         return PlannedMcp(server, tools, resources, prompts)
 
-    def _tool(self, server: McpServer, tool: Tool) -> PlannedTool:
+    def _tools(self, mcp: Mapping[str, PlannedMcp]) -> dict[str, PlannedTool]:
+        """What the document offers to a model; names that come twice are qualified by their server's."""
+        planned = [(namespace, tool) for namespace, m in mcp.items() for tool in m.tools.values()]
+        if not planned:
+            planned = [
+                (server.namespace, self._tool(server.namespace, _as_tool(server, resource, operation)))
+                for server in self.ground.document.servers
+                if isinstance(server, RestServer)
+                for resource in server.resources
+                for operation in resource.operations
+            ]
+        tools: dict[str, PlannedTool] = {}
+        for namespace, tool in planned:
+            name = tool.name if tool.name not in tools else f"{namespace}.{tool.name}"
+            tools[name] = replace(tool, name=name)
+        return tools
+
+    def _tool(self, namespace: str, tool: Tool) -> PlannedTool:
         function = self.actions.functions.get(tool.action.ref or "", (None, ""))[0]
-        full = f"{server.namespace}.{tool.name}"
-        built = self.actions.action(
-            tool.action, Caller(self.actions.scope(tool.inputs, server.namespace)), full, tool.at
-        )
+        full = f"{namespace}.{tool.name}"
+        built = self.actions.action(tool.action, Caller(self.actions.scope(tool.inputs, namespace)), full, tool.at)
         self.actions.called[full] = built.action
         self.bound[full] = built.bound
         schema = output_schema(built.outputs) if built.outputs is not None else None
@@ -257,6 +273,25 @@ class _Planner:
             return reply
 
         return run
+
+
+def _as_tool(server: RestServer, resource: RestResource, operation: RestOperation) -> Tool:
+    """A REST operation as a tool; its inputs are required as REST has it, and reading is what GET is for."""
+    inputs = {i.name: i for i in (*server.inputs, *resource.inputs, *operation.inputs)}
+    declared = tuple(
+        replace(i, required=i.location == "path" if i.required is None else i.required) for i in inputs.values()
+    )
+    name = operation.name or f"{operation.method.lower()} {resource.path}"
+    hints = {"readOnly": operation.method == "GET", "destructive": operation.method == "DELETE"}
+    return Tool(
+        name,
+        operation.at,
+        operation.action,
+        operation.label,
+        operation.description or resource.description,
+        declared,
+        hints,
+    )
 
 
 def path_variables(path: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Adapters: how a tool set reaches its upstream, what makes one valid, and which of its parts are secrets.
 
-Header values and the environment of a command are secrets: sealed in the row, and hidden behind `MASK` for those who
-may not write them. Writing `MASK` back keeps what is stored.
+Header values, the environment of a command and the values of a capability's binds are secrets: sealed in the row, and
+hidden behind `MASK` for those who may not write them. Writing `MASK` back keeps what is stored.
 """
 
 import re
@@ -20,6 +20,7 @@ from toolcrib.errors import Invalid
 
 MASK = "********"
 Transport = Literal["auto", "http", "sse", "stdio"]
+_MAX_SOURCE = 1_000_000
 _SHORTEST_SECRET = 6  # shorter ones would hide ordinary words
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -53,7 +54,20 @@ class McpAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
     approvals: Approvals | None = None
 
 
-Adapter = HttpAdapter | McpAdapter
+class CapabilityAdapter(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A capability file: its text, where the APIs that it consumes are, and (`env`) the values of its binds."""
+
+    source: str
+    base_uris: dict[str, str] = {}
+    env: dict[str, str] = {}
+    include: ToolFilter | None = None
+    exclude: ToolFilter | None = None
+    approvals: Approvals | None = None
+
+
+Adapter = HttpAdapter | McpAdapter | CapabilityAdapter
+SyncedAdapter = McpAdapter | CapabilityAdapter  # those whose tools somebody else lists
+SYNCED_KINDS = ("mcp", "capability")
 
 
 def check_url(url: str, field: str) -> None:
@@ -110,6 +124,33 @@ def check_adapter(actor: Actor, adapter: Adapter | None, *, commands: bool) -> N
         check_headers(adapter.headers, "spec.adapter.http.headers")
     elif isinstance(adapter, McpAdapter):
         _check_mcp(actor, adapter, commands=commands)
+    elif isinstance(adapter, CapabilityAdapter):
+        _check_capability(adapter)
+
+
+def _check_capability(adapter: CapabilityAdapter) -> None:
+    at = "spec.adapter.capability"
+    if not adapter.source.strip() or "\0" in adapter.source or len(adapter.source) > _MAX_SOURCE:
+        message = f"A capability is a YAML text of at most {_MAX_SOURCE} characters."
+        raise Invalid("capability.source_invalid", message, field=f"{at}.source")
+    for namespace, url in adapter.base_uris.items():
+        check_url(url, f"{at}.baseUris.{namespace}")
+    _check_env(adapter.env, f"{at}.env")
+    _check_choice(adapter, at)
+
+
+def _check_env(env: Mapping[str, str], field: str) -> None:
+    if (bad := next((name for name in env if not _ENV.fullmatch(name)), None)) is not None:
+        raise Invalid("env.name_invalid", f"{bad!r} is not a variable name.", field=field)
+    if any("\0" in value for value in env.values()) or sum(map(len, env.values())) > 100_000:
+        raise Invalid("env.value_invalid", "Values have no NUL and 100,000 characters in all.", field=field)
+
+
+def _check_choice(adapter: SyncedAdapter, at: str) -> None:
+    check_filter(adapter.include, f"{at}.includeTools")
+    check_filter(adapter.exclude, f"{at}.excludeTools")
+    if adapter.approvals:
+        check_filter(adapter.approvals.only, f"{at}.toolApprovals.only")
 
 
 def _check_mcp(actor: Actor, adapter: McpAdapter, *, commands: bool) -> None:
@@ -132,10 +173,10 @@ def _check_mcp(actor: Actor, adapter: McpAdapter, *, commands: bool) -> None:
             raise Invalid("mcp.transport", "The transport stdio needs a command, not a url.", field=f"{at}.transport")
         check_url(adapter.url, f"{at}.url")
     check_headers(adapter.headers, f"{at}.headers")
-    check_filter(adapter.include, f"{at}.includeTools")
-    check_filter(adapter.exclude, f"{at}.excludeTools")
-    if adapter.approvals:
-        check_filter(adapter.approvals.only, f"{at}.toolApprovals.only")
+    _check_choice(adapter, at)
+
+
+_KINDS = {HttpAdapter: "http", McpAdapter: "mcp", CapabilityAdapter: "capability"}
 
 
 class Secrets(msgspec.Struct, omit_defaults=True):
@@ -151,7 +192,7 @@ def split_secrets(adapter: Adapter | None) -> tuple[str | None, dict[str, Any], 
         return None, {}, Secrets()
     shown: dict[str, Any] = msgspec.to_builtins(adapter)
     secrets = Secrets(shown.pop("headers", {}), shown.pop("env", {}))
-    return ("http" if isinstance(adapter, HttpAdapter) else "mcp"), shown, secrets
+    return _KINDS[type(adapter)], shown, secrets
 
 
 def open_adapter(row: Row, vault: Vault, *, reveal: bool, reveal_env: bool | None = None) -> Adapter | None:
@@ -165,6 +206,8 @@ def open_adapter(row: Row, vault: Vault, *, reveal: bool, reveal_env: bool | Non
         secrets.headers = dict.fromkeys(secrets.headers, MASK)
     if not (reveal if reveal_env is None else reveal_env):
         secrets.env = dict.fromkeys(secrets.env, MASK)
+    if row["kind"] == "capability":
+        return msgspec.convert({**row["config"], "env": secrets.env}, CapabilityAdapter)
     shown = {**row["config"], "headers": secrets.headers}
     if row["kind"] == "http":
         return msgspec.convert(shown, HttpAdapter)
@@ -175,7 +218,8 @@ def without_secrets(text: str, adapter: Adapter | None) -> str:
     """Text that an upstream wrote, without the secrets that it got from us."""
     if adapter is None:
         return text
-    values = [*adapter.headers.values(), *(adapter.env.values() if isinstance(adapter, McpAdapter) else ())]
+    secrets = split_secrets(adapter)[2]
+    values = [*secrets.headers.values(), *secrets.env.values()]
     parts = {part for value in values for part in (value, *value.split()) if len(part) >= _SHORTEST_SECRET}
     for part in sorted(parts, key=len, reverse=True):
         text = text.replace(part, HIDDEN)
@@ -186,12 +230,13 @@ def unmask(new: Adapter | None, old: Adapter | None) -> Adapter | None:
     """The new adapter with every masked secret taken from the old one."""
     if new is None:
         return None
-    at = "spec.adapter.http.headers" if isinstance(new, HttpAdapter) else "spec.adapter.mcp.headers"
-    kept = msgspec.structs.replace(new, headers=_keep(new.headers, old.headers if old else {}, at))
-    if isinstance(kept, McpAdapter):
-        old_env = old.env if isinstance(old, McpAdapter) else {}
-        kept = msgspec.structs.replace(kept, env=_keep(kept.env, old_env, "spec.adapter.mcp.env"))
-    return kept
+    at = f"spec.adapter.{_KINDS[type(new)]}"
+    stored = split_secrets(old)[2]
+    if not isinstance(new, CapabilityAdapter):
+        new = msgspec.structs.replace(new, headers=_keep(new.headers, stored.headers, f"{at}.headers"))
+    if not isinstance(new, HttpAdapter):
+        new = msgspec.structs.replace(new, env=_keep(new.env, stored.env, f"{at}.env"))
+    return new
 
 
 def _keep(new: dict[str, str], old: dict[str, str], field: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Tool sets: where tools come from (an HTTP API, an MCP server, or nothing but themselves), and their sync events.
+"""Tool sets: where tools come from (an HTTP API, an MCP server, a capability file, or nothing), and their sync events.
 
 Each change of an adapter raises `revision`; work begun for an older revision is void.
 """
@@ -15,7 +15,7 @@ from toolcrib.core.db import ReadTx, Row, Tx
 from toolcrib.core.ids import new_id
 from toolcrib.core.paging import Order, Page, decode_cursor, encode_cursor, page_size
 from toolcrib.core.vault import Vault
-from toolcrib.domain.adapters import Adapter, check_adapter, open_adapter, split_secrets, unmask
+from toolcrib.domain.adapters import SYNCED_KINDS, Adapter, check_adapter, open_adapter, split_secrets, unmask
 from toolcrib.domain.names import slug_of
 from toolcrib.errors import Conflict, Invalid, NotFound
 from toolcrib.queue.queue import enqueue
@@ -146,7 +146,7 @@ _FROM = " FROM tool_set t JOIN principal p ON p.id = t.created_by"
 
 
 async def create_tool_set(tx: Tx, actor: Actor, *, vault: Vault, draft: ToolSetDraft, commands: bool = True) -> ToolSet:
-    """Make a tool set; one with an MCP adapter is synced by a job.
+    """Make a tool set; one with an MCP or a capability adapter is synced by a job.
 
     Raises:
         Invalid: the draft breaks a rule; `commands` False refuses adapters that run one.
@@ -176,7 +176,7 @@ async def create_tool_set(tx: Tx, actor: Actor, *, vault: Vault, draft: ToolSetD
         config,
         vault.seal(msgspec.json.encode(secrets), tool_set_id) if secrets.headers or secrets.env else None,
     )
-    await _changed(tx, actor, tool_set_id, sync=kind == "mcp")
+    await _changed(tx, actor, tool_set_id, sync=kind in SYNCED_KINDS)
     return await get_tool_set(tx, actor, vault=vault, tool_set_id=tool_set_id)
 
 
@@ -233,7 +233,7 @@ async def update_tool_set(
 ) -> ToolSet:
     """Apply `change` to what is stored, under a lock, so that two changes of different fields both last.
 
-    A changed adapter is a new revision: MCP tool sets are synced again, and tools synced from a former one archived.
+    A changed adapter is a new revision: its tools are listed again, and those synced from a former one archived.
 
     Raises:
         NotFound, Invalid, Forbidden, Conflict: as `create_tool_set`.
@@ -267,9 +267,9 @@ async def update_tool_set(
         vault.seal(msgspec.json.encode(secrets), row["id"]) if secrets.headers or secrets.env else None,
         int(adapter_changed),
     )
-    if adapter_changed and kind != "mcp":
+    if adapter_changed and kind not in SYNCED_KINDS:
         await tx.execute("UPDATE tool SET status = 'archived' WHERE tool_set_id = $1 AND origin = 'sync'", row["id"])
-    await _changed(tx, actor, row["id"], sync=adapter_changed and kind == "mcp")
+    await _changed(tx, actor, row["id"], sync=adapter_changed and kind in SYNCED_KINDS)
     return await get_tool_set(tx, actor, vault=vault, tool_set_id=row["id"])
 
 
@@ -286,16 +286,17 @@ async def delete_tool_set(tx: Tx, actor: Actor, *, tool_set_id: str) -> None:
 
 
 async def request_sync(tx: Tx, actor: Actor, *, vault: Vault, tool_set_id: str) -> ToolSet:
-    """Sync an MCP tool set soon. Asking again before the job starts adds nothing.
+    """Sync an MCP or a capability tool set soon. Asking again before the job starts adds nothing.
 
     Raises:
         NotFound: the workspace has no such tool set.
-        Invalid: it has no MCP adapter.
+        Invalid: nobody lists its tools.
     """
     actor.must("tool_sets:write")
     row = await _row(tx, actor, tool_set_id)
-    if row["kind"] != "mcp":
-        raise Invalid("tool_set.not_mcp", "Only tool sets with an MCP adapter are synced.", field="spec.adapter")
+    if row["kind"] not in SYNCED_KINDS:
+        message = "Only tool sets with an MCP or a capability adapter are synced."
+        raise Invalid("tool_set.not_synced", message, field="spec.adapter")
     await _enqueue_sync(tx, actor.workspace_id, row["id"])
     return _tool_set(row, actor, vault)
 

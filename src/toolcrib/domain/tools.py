@@ -19,7 +19,7 @@ from toolcrib.core.ids import new_id
 from toolcrib.core.json_schema import compile_schema
 from toolcrib.core.paging import Order, Page
 from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, TemplateError
-from toolcrib.domain.adapters import McpAdapter, check_header_value, check_headers
+from toolcrib.domain.adapters import McpAdapter, SyncedAdapter, check_header_value, check_headers
 from toolcrib.domain.names import call_name, local_name
 from toolcrib.domain.tool_filters import needs_approval, offered
 from toolcrib.domain.tool_sets import (
@@ -65,7 +65,15 @@ class McpConfig(msgspec.Struct, frozen=True, omit_defaults=True, tag="mcp", tag_
     description: str | None = None
 
 
-ToolConfig = HttpConfig | McpConfig
+class CapabilityConfig(msgspec.Struct, frozen=True, omit_defaults=True, tag="capability", tag_field="type"):
+    """Which tool of the capability file this is; title and description are the file's."""
+
+    tool_name: str | None = None
+    title: str | None = None
+    description: str | None = None
+
+
+ToolConfig = HttpConfig | McpConfig | CapabilityConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +360,7 @@ async def store_synced_tools(
     *,
     tool_set_id: str,
     revision: int,
-    adapter: McpAdapter,
+    adapter: SyncedAdapter,
     tools: list[UpstreamTool],
     problems: Sequence[str] = (),
 ) -> bool:
@@ -398,7 +406,7 @@ async def store_synced_tools(
     return True
 
 
-def _synced_values(tool: UpstreamTool, adapter: McpAdapter, row: Row | None) -> tuple[Any, ...]:
+def _synced_values(tool: UpstreamTool, adapter: SyncedAdapter, row: Row | None) -> tuple[Any, ...]:
     """The columns `_SYNCED` of a tool as its server describes it, with what somebody pinned by hand."""
     facts = {"name": tool.name, "title": tool.title or "", "description": tool.description}
     status = "available" if offered(adapter.include, adapter.exclude, **facts) else "filtered"
@@ -406,7 +414,8 @@ def _synced_values(tool: UpstreamTool, adapter: McpAdapter, row: Row | None) -> 
     if row is not None:
         status = row["pinned_status"] or status
         approval = approval if row["pinned_approval"] is None else row["pinned_approval"]
-    config = msgspec.to_builtins(McpConfig(tool.name, tool.title, tool.description or None))
+    kind = McpConfig if isinstance(adapter, McpAdapter) else CapabilityConfig
+    config = msgspec.to_builtins(kind(tool.name, tool.title, tool.description or None))
     schemas = (tool.parameters, tool.output_schema, tool.annotations, tool.meta)
     return (tool.name, tool.title, tool.description, *schemas, config, status, approval)
 
@@ -466,19 +475,22 @@ class _Names:
         return local, call
 
 
+_KINDS: dict[type, str] = {HttpConfig: "http", McpConfig: "mcp", CapabilityConfig: "capability"}
+
+
 def _check_kind(draft: ToolDraft, tool_set: Row) -> None:
-    wanted = {HttpConfig: "http", McpConfig: "mcp"}.get(type(draft.config)) if draft.config else None
+    wanted = _KINDS[type(draft.config)] if draft.config else None
     if wanted is not None and wanted != tool_set["kind"]:
         raise Invalid(
             "tool.adapter_mismatch",
-            f"The tool set has {'no' if tool_set['kind'] is None else 'an ' + tool_set['kind']} adapter.",
+            f"The adapter of the tool set is {tool_set['kind'] or 'missing'}, not {wanted}.",
             field=f"spec.config.{wanted}",
         )
 
 
 def _upstream_name(config: ToolConfig | None) -> str | None:
     """What ties a synced tool to the one that its server lists."""
-    return config.tool_name if isinstance(config, McpConfig) else None
+    return None if config is None or isinstance(config, HttpConfig) else config.tool_name
 
 
 async def _check_external_id(tx: ReadTx, tool_set_id: str, external_id: str | None) -> None:

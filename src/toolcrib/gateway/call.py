@@ -24,13 +24,14 @@ from toolcrib.core.http import OutboundClient
 from toolcrib.core.json_schema import first_complaint
 from toolcrib.core.mcp_server.tool_result import failure
 from toolcrib.core.template import TemplateError
-from toolcrib.domain.adapters import HttpAdapter, without_secrets
+from toolcrib.domain.adapters import CapabilityAdapter, HttpAdapter, without_secrets
 from toolcrib.domain.audit import Outcome
-from toolcrib.domain.tools import HttpConfig, McpConfig
+from toolcrib.domain.tools import CapabilityConfig, HttpConfig, McpConfig
 from toolcrib.errors import AppError, Forbidden, Invalid, NotFound, Unavailable, Upstream
 from toolcrib.gateway.audit_writer import AuditRow, AuditWriter, now, shown_arguments
 from toolcrib.gateway.catalog import Catalog, CatalogView, OfferedTool
 from toolcrib.gateway.mcp_client.upstreams import McpUpstreams
+from toolcrib.gateway.providers.capability import Capabilities
 from toolcrib.gateway.providers.http import HttpPlan, call_http
 
 _log = structlog.get_logger(__name__)
@@ -78,6 +79,7 @@ class ToolCalls:
         audit: AuditWriter,
         outbound: OutboundClient,
         upstreams: McpUpstreams,
+        capabilities: Capabilities,
         *,
         timeout_s: float,
     ) -> None:
@@ -85,6 +87,7 @@ class ToolCalls:
         self._audit = audit
         self._outbound = outbound
         self._upstreams = upstreams
+        self._capabilities = capabilities
         self._timeout_s = timeout_s
         self._span = telemetry.spans()
 
@@ -163,6 +166,12 @@ class ToolCalls:
                 on_progress=request.on_progress,
             )
             return ToolResult(answer.result, answer.is_error)
+        if isinstance(tool.config, CapabilityConfig) and isinstance(tool_set.adapter, CapabilityAdapter):
+            name = tool.config.tool_name or tool.name
+            key, adapter = tool_set.key, tool_set.adapter
+            return ToolResult(
+                *await self._capabilities.call_tool(key, adapter, name, request.arguments, timeout_s=self._timeout_s)
+            )
         raise Upstream("tool.no_adapter", f"The tool {tool.call_name} has no adapter that could run it.")
 
     async def _record(self, row: AuditRow) -> None:

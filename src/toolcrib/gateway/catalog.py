@@ -18,9 +18,9 @@ from toolcrib.core.bus import RESYNC
 from toolcrib.core.db import Database, Row
 from toolcrib.core.json_schema import compile_schema
 from toolcrib.core.vault import SealBroken, Vault
-from toolcrib.domain.adapters import HttpAdapter, McpAdapter, open_adapter
+from toolcrib.domain.adapters import Adapter, CapabilityAdapter, McpAdapter, open_adapter
 from toolcrib.domain.tool_sets import CATALOG_NEWS
-from toolcrib.domain.tools import HttpConfig, McpConfig, ToolConfig
+from toolcrib.domain.tools import ToolConfig
 from toolcrib.gateway.mcp_client.contract import McpEndpoint
 
 _log = structlog.get_logger(__name__)
@@ -37,7 +37,8 @@ class OfferedToolSet:
     slug: str
     name: str
     description: str | None
-    adapter: HttpAdapter | McpAdapter | None
+    adapter: Adapter | None
+    key: str  # another adapter has another one
     endpoint: McpEndpoint | None
     broken: str | None = None
     tools: "list[OfferedTool]" = field(default_factory=list)
@@ -108,7 +109,7 @@ class Catalog:
         self._database = database
         self._vault = vault
         self._commands = commands  # whether tool sets may run one
-        self._retire = retire  # told the key of every endpoint that is in use no more
+        self._retire = retire  # told the key of every tool set whose upstream or capability is in use no more
         self._max = max_workspaces
         self._endpoints: dict[str, set[str]] = {}
         self._reloads: dict[str, asyncio.TimerHandle] = {}
@@ -200,7 +201,7 @@ class Catalog:
         for row in set_rows:
             if row["external_id"] is not None:
                 names[f"external_id:{row['external_id']}"] = tool_sets[row["id"]]
-        endpoints = {tool_set.endpoint.key for tool_set in tool_sets.values() if tool_set.endpoint}
+        endpoints = {s.key for s in tool_sets.values() if isinstance(s.adapter, McpAdapter | CapabilityAdapter)}
         if self._views.get(workspace_id) is asyncio.current_task():  # no news since: this is how things are
             for key in self._endpoints.get(workspace_id, set()) - endpoints:
                 self._retire(key)
@@ -217,7 +218,8 @@ class Catalog:
         if isinstance(adapter, McpAdapter) and adapter.command is not None and not self._commands:
             broken = NO_COMMANDS
         endpoint = endpoint_of(row["id"], row["revision"], adapter) if isinstance(adapter, McpAdapter) else None
-        return OfferedToolSet(row["id"], row["slug"], row["name"], row["description"], adapter, endpoint, broken)
+        key = f"{row['id']}:{row['revision']}"
+        return OfferedToolSet(row["id"], row["slug"], row["name"], row["description"], adapter, key, endpoint, broken)
 
 
 def endpoint_of(tool_set_id: str, revision: int, adapter: McpAdapter) -> McpEndpoint:
@@ -243,7 +245,7 @@ def _tool(row: Row, tool_set: OfferedToolSet) -> OfferedTool:
     for member, column in (("outputSchema", "output_schema"), ("annotations", "annotations"), ("_meta", "meta")):
         if row[column] is not None:
             rest.append(f',"{member}":{row[column]}'.encode())
-    config = msgspec.convert(row["config"], HttpConfig | McpConfig) if row["config"] else None
+    config = msgspec.convert(row["config"], ToolConfig) if row["config"] else None
     return OfferedTool(
         row["id"],
         tool_set,

@@ -1,7 +1,7 @@
 """What the gateway does later, as jobs: read MCP servers' lists of tools, and forget old audit rows."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,20 @@ from toolcrib.core.db import Database
 from toolcrib.core.vault import SealBroken, Vault
 from toolcrib.domain import audit, tool_sets
 from toolcrib.domain.access import find_system_actor
-from toolcrib.domain.adapters import McpAdapter, open_adapter, without_secrets
+from toolcrib.domain.adapters import (
+    SYNCED_KINDS,
+    CapabilityAdapter,
+    McpAdapter,
+    SyncedAdapter,
+    open_adapter,
+    without_secrets,
+)
 from toolcrib.domain.tools import UpstreamTool, store_synced_tools
 from toolcrib.errors import AppError, NotFound, Upstream
 from toolcrib.gateway.catalog import NO_COMMANDS, endpoint_of
 from toolcrib.gateway.mcp_client.contract import McpEndpoint
 from toolcrib.gateway.mcp_client.upstreams import McpUpstreams
+from toolcrib.gateway.providers.capability import Capabilities
 from toolcrib.queue.jobs import ClaimedJob, GiveUp, Jobs, Retry
 from toolcrib.queue.keeper import Schedule
 
@@ -26,6 +34,7 @@ _log = structlog.get_logger(__name__)
 
 # an upstream that answers like this will not do better in a minute
 _HOPELESS = {"mcp.unauthorized", "mcp.protocol_error", "mcp.too_large", "outbound.address_refused", "tool_set.broken"}
+_HOPELESS |= {"capability.invalid"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,7 @@ class WorkContext:
     database: Database
     vault: Vault
     upstreams: McpUpstreams
+    capabilities: Capabilities
     sync_timeout_s: float
     audit_retention_days: int
     commands: bool  # whether tool sets may run one
@@ -53,7 +63,7 @@ def schedules(*, sync_interval_s: int) -> list[Schedule]:
 
 @jobs.job(tool_sets.SYNC_JOB, max_attempts=4, timeout_s=600, retry=Retry(first_s=5, factor=4))
 async def sync_tool_set(context: WorkContext, claimed: ClaimedJob) -> dict[str, Any]:
-    """Read the list of tools of an MCP server and store what changed; events tell how it went."""
+    """Read the list of tools of an MCP server or a capability and store what changed; events tell how it went."""
     payload = claimed.job.payload
     tool_set_id: str = payload["tool_set_id"]
     async with claimed.tx() as tx:
@@ -64,11 +74,11 @@ async def sync_tool_set(context: WorkContext, claimed: ClaimedJob) -> dict[str, 
                 row = await tool_sets.tool_set_row(tx, actor, tool_set_id)
             except NotFound:
                 row = None
-        if actor is None or row is None or row["kind"] != "mcp":
-            await claimed.finish(tx, {"skipped": "the tool set is gone or has no MCP adapter"})
+        if actor is None or row is None or row["kind"] not in SYNCED_KINDS:
+            await claimed.finish(tx, {"skipped": "the tool set is gone or its tools are its own"})
             return {}
         await tool_sets.add_event(
-            tx, actor, tool_set_id=tool_set_id, kind="sync_started", payload={"message": "Reading the server's tools."}
+            tx, actor, tool_set_id=tool_set_id, kind="sync_started", payload={"message": "Reading its tools."}
         )
     try:
         return await _sync(context, claimed, actor, row)
@@ -90,17 +100,11 @@ async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: An
         adapter = open_adapter(row, context.vault, reveal=True)
     except SealBroken as error:
         raise Upstream("tool_set.broken", f"The secrets of this tool set cannot be opened: {error}.") from None
-    if not isinstance(adapter, McpAdapter):
-        raise Upstream("tool_set.broken", "The tool set has no MCP adapter.")
-    if adapter.command is not None and not context.commands:
-        raise Upstream("tool_set.broken", f"The tool set cannot be synced: {NO_COMMANDS}.")
-    endpoint: McpEndpoint = endpoint_of(row["id"], row["revision"], adapter)
-    try:
-        listed = await context.upstreams.list_tools(endpoint, timeout_s=context.sync_timeout_s)
-    except Upstream as error:
-        raise Upstream(error.code, without_secrets(error.message, adapter)) from None
-    tools = [UpstreamTool.of(raw) for raw in listed.tools if "\0" not in raw["name"]]
-    unnamed = ["a tool whose name has a NUL"] * (len(tools) < len(listed.tools))
+    if not isinstance(adapter, McpAdapter | CapabilityAdapter):
+        raise Upstream("tool_set.broken", "The tools of this tool set are its own.")
+    listed, problems = await _list(context, row, adapter)
+    tools = [UpstreamTool.of(raw) for raw in listed if "\0" not in raw["name"]]
+    unnamed = ["a tool whose name has a NUL"] * (len(tools) < len(listed))
     async with claimed.tx() as tx:
         stored = await store_synced_tools(
             tx,
@@ -109,12 +113,26 @@ async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: An
             revision=row["revision"],
             adapter=adapter,
             tools=tools,
-            problems=[*unnamed, *listed.problems],
+            problems=[*unnamed, *problems],
         )
         result = {"tools": len(tools), "stored": stored}
         await claimed.finish(tx, result)
     telemetry.SYNCS.labels("completed" if stored else "void").inc()
     return result
+
+
+async def _list(context: WorkContext, row: Any, adapter: SyncedAdapter) -> tuple[list[dict[str, Any]], Sequence[str]]:
+    """The tools as MCP lists them, and what was left out."""
+    if isinstance(adapter, CapabilityAdapter):
+        return await context.capabilities.list_tools(f"{row['id']}:{row['revision']}", adapter), ()
+    if adapter.command is not None and not context.commands:
+        raise Upstream("tool_set.broken", f"The tool set cannot be synced: {NO_COMMANDS}.")
+    endpoint: McpEndpoint = endpoint_of(row["id"], row["revision"], adapter)
+    try:
+        listed = await context.upstreams.list_tools(endpoint, timeout_s=context.sync_timeout_s)
+    except Upstream as error:
+        raise Upstream(error.code, without_secrets(error.message, adapter)) from None
+    return listed.tools, listed.problems
 
 
 async def _failed(claimed: ClaimedJob, actor: Actor, tool_set_id: str, error: AppError) -> None:

@@ -8,16 +8,16 @@ from toolcrib.api.cadenya.wire import (
     CreateToolSet,
     McpToolFilter,
     StringMatcher,
+    ToolApprovals,
     ToolSetAdapter,
-    ToolSetAdapterMcp,
     ToolSpecConfig,
 )
 from toolcrib.core.auth import Actor
 from toolcrib.core.paging import Page
-from toolcrib.domain.adapters import Adapter, HttpAdapter, McpAdapter
+from toolcrib.domain.adapters import Adapter, CapabilityAdapter, HttpAdapter, McpAdapter
 from toolcrib.domain.tool_filters import Approvals, Matcher, ToolFilter
 from toolcrib.domain.tool_sets import Identity, Profile, ToolSet, ToolSetDraft, ToolSetEvent
-from toolcrib.domain.tools import HttpConfig, McpConfig, Status, Tool, ToolConfig, ToolDraft
+from toolcrib.domain.tools import CapabilityConfig, HttpConfig, McpConfig, Status, Tool, ToolConfig, ToolDraft
 from toolcrib.errors import Invalid
 
 Edition = Literal["published", "later"]
@@ -69,14 +69,23 @@ def from_wire_adapter(wire: ToolSetAdapter | None) -> Adapter | None:
     """The adapter, or None. Raises Invalid when several kinds are given."""
     if wire is None:
         return None
-    if [wire.http, wire.mcp, wire.bare].count(None) < 2:
-        raise Invalid("adapter.both", "A tool set has an http or an mcp adapter, not both.", field="spec.adapter")
-    if wire.http is None and wire.mcp is None:
-        return None
+    if [wire.http, wire.mcp, wire.capability, wire.bare].count(None) < 3:
+        raise Invalid("adapter.both", "A tool set has one adapter: http, mcp or capability.", field="spec.adapter")
     if wire.http is not None:
         return HttpAdapter(wire.http.baseUrl, wire.http.headers or {})
-    mcp = wire.mcp or ToolSetAdapterMcp()
-    approvals = mcp.toolApprovals
+    if wire.capability is not None:
+        file = wire.capability
+        return CapabilityAdapter(
+            file.source,
+            file.baseUris or {},
+            file.env or {},
+            from_wire_filter(file.includeTools),
+            from_wire_filter(file.excludeTools),
+            _approvals(file.toolApprovals),
+        )
+    if wire.mcp is None:
+        return None
+    mcp = wire.mcp
     return McpAdapter(
         url=mcp.url,
         transport=mcp.transport or "auto",
@@ -87,8 +96,12 @@ def from_wire_adapter(wire: ToolSetAdapter | None) -> Adapter | None:
         cwd=mcp.cwd,
         include=from_wire_filter(mcp.includeTools),
         exclude=from_wire_filter(mcp.excludeTools),
-        approvals=Approvals(bool(approvals.always), from_wire_filter(approvals.only)) if approvals else None,
+        approvals=_approvals(mcp.toolApprovals),
     )
+
+
+def _approvals(wire: ToolApprovals | None) -> Approvals | None:
+    return Approvals(bool(wire.always), from_wire_filter(wire.only)) if wire else None
 
 
 def from_wire_tool_set(wire: CreateToolSet) -> ToolSetDraft:
@@ -104,8 +117,8 @@ def from_wire_tool_set(wire: CreateToolSet) -> ToolSetDraft:
 
 def from_wire_config(wire: ToolSpecConfig) -> ToolConfig | None:
     """How the tool is called, or None. Raises Invalid when several kinds are given."""
-    if [wire.http, wire.mcp, wire.bare].count(None) < 2:
-        raise Invalid("config.both", "A tool has an http or an mcp config, not both.", field="spec.config")
+    if [wire.http, wire.mcp, wire.capability, wire.bare].count(None) < 3:
+        raise Invalid("config.both", "A tool has one config: http, mcp or capability.", field="spec.config")
     if wire.http is not None:
         http = wire.http
         return HttpConfig(
@@ -119,6 +132,8 @@ def from_wire_config(wire: ToolSpecConfig) -> ToolConfig | None:
         )
     if wire.mcp is not None:
         return McpConfig(wire.mcp.toolName, wire.mcp.toolTitle, wire.mcp.toolDescription)
+    if (file := wire.capability) is not None:
+        return CapabilityConfig(file.toolName, file.toolTitle, file.toolDescription)
     return None
 
 
@@ -186,12 +201,14 @@ def to_wire_adapter(adapter: Adapter | None) -> dict[str, Any]:
         return {}
     if isinstance(adapter, HttpAdapter):
         return {"type": "http", "http": _drop_none({"baseUrl": adapter.base_url, "headers": adapter.headers})}
-    approvals = None
-    if adapter.approvals is not None:
-        only = to_wire_filter(adapter.approvals.only)
-        approvals = {"type": "only" if only else "always", **_drop_none({"only": only})}
-        if only is None or adapter.approvals.always:
-            approvals["always"] = adapter.approvals.always
+    choice = {
+        "includeTools": to_wire_filter(adapter.include),
+        "excludeTools": to_wire_filter(adapter.exclude),
+        "toolApprovals": _to_wire_approvals(adapter.approvals),
+    }
+    if isinstance(adapter, CapabilityAdapter):
+        file = {"source": adapter.source, "baseUris": adapter.base_uris or None, "env": adapter.env or None}
+        return {"type": "capability", "capability": _drop_none({**file, **choice})}
     mcp = {
         "url": adapter.url,
         "headers": adapter.headers,
@@ -200,11 +217,19 @@ def to_wire_adapter(adapter: Adapter | None) -> dict[str, Any]:
         "args": list(adapter.args) or None,
         "env": adapter.env or None,
         "cwd": adapter.cwd,
-        "includeTools": to_wire_filter(adapter.include),
-        "excludeTools": to_wire_filter(adapter.exclude),
-        "toolApprovals": approvals,
+        **choice,
     }
     return {"type": "mcp", "mcp": _drop_none(mcp)}
+
+
+def _to_wire_approvals(approvals: Approvals | None) -> dict[str, Any] | None:
+    if approvals is None:
+        return None
+    only = to_wire_filter(approvals.only)
+    wire: dict[str, Any] = {"type": "only" if only else "always", **_drop_none({"only": only})}
+    if only is None or approvals.always:
+        wire["always"] = approvals.always
+    return wire
 
 
 def to_wire_profile(profile: Profile) -> dict[str, Any]:
@@ -271,9 +296,10 @@ def to_wire_config(config: ToolConfig | None) -> dict[str, Any]:
     """How the tool is called; an empty object for a tool without an adapter."""
     if config is None:
         return {}
-    if isinstance(config, McpConfig):
-        mcp = {"toolName": config.tool_name, "toolTitle": config.title, "toolDescription": config.description}
-        return {"type": "mcp", "mcp": _drop_none(mcp)}
+    if not isinstance(config, HttpConfig):
+        kind = "mcp" if isinstance(config, McpConfig) else "capability"
+        told = {"toolName": config.tool_name, "toolTitle": config.title, "toolDescription": config.description}
+        return {"type": kind, kind: _drop_none(told)}
     http = {
         "requestMethod": config.method,
         "path": config.path,

@@ -136,11 +136,12 @@ async def list_tool_sets(
 
 @shared.post("", name="createToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
 async def create_tool_set(request: Request, actor: Caller, tx: InTx, body: CreateToolSet) -> Response:
-    """Create a tool set in the workspace; one with an mcp adapter is synced."""
+    """Create a tool set in the workspace; one with an mcp or a capability adapter is synced."""
     deps = deps_of(request)
     tool_set = await tool_sets.create_tool_set(
         tx, actor, vault=deps.vault, draft=from_wire_tool_set(body), commands=deps.commands
     )
+    await deps.capabilities.check(tool_set.draft.adapter)
     return json_response(to_wire_tool_set(tool_set))
 
 
@@ -165,6 +166,8 @@ async def update_tool_set(request: Request, actor: Caller, tx: InTx, thing_id: I
     tool_set = await tool_sets.update_tool_set(
         tx, actor, vault=deps.vault, tool_set_id=thing_id, change=change, commands=deps.commands
     )
+    if "adapter" in (body.spec or {}) or body.updateMask:
+        await deps.capabilities.check(tool_set.draft.adapter)
     return json_response(to_wire_tool_set(tool_set))
 
 

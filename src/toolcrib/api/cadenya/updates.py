@@ -12,11 +12,14 @@ _MESSAGES = {  # members that are messages: merged member by member; every other
     "spec.adapter",
     "spec.adapter.http",
     "spec.adapter.mcp",
+    "spec.adapter.capability",
     "spec.config",
     "spec.config.http",
     "spec.config.mcp",
+    "spec.config.capability",
 }
-_UNIONS = {"spec.adapter": ("http", "mcp", "bare"), "spec.config": ("http", "mcp", "bare")}
+_KINDS = ("http", "mcp", "capability", "bare")
+_UNIONS = {"spec.adapter": _KINDS, "spec.config": _KINDS}
 
 
 def merge_update(current: dict[str, Any], sent: dict[str, Any], mask: str | None, model: type[BaseModel]) -> Any:

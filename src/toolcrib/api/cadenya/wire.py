@@ -87,6 +87,17 @@ class ToolSetAdapterMcp(_In):
     cwd: str | None = None
 
 
+class ToolSetAdapterCapability(_In):
+    """A capability file (Toolcrib's own): its YAML text, where its APIs are, and the values of its binds."""
+
+    source: str = Field(description="the YAML text")
+    baseUris: dict[str, str] | None = Field(None, description="base URI by namespace of a consumed API")
+    env: dict[str, str] | None = Field(None, description="values of binds; secrets")
+    excludeTools: McpToolFilter | None = None
+    includeTools: McpToolFilter | None = None
+    toolApprovals: ToolApprovals | None = None
+
+
 class Bare(_In):
     """Nothing: there is no adapter."""
 
@@ -96,6 +107,7 @@ class ToolSetAdapter(_In):
 
     http: ToolSetAdapterHTTP | None = None
     mcp: ToolSetAdapterMcp | None = None
+    capability: ToolSetAdapterCapability | None = None
     bare: Bare | None = Field(None, description="later edition: no adapter")
     type: str | None = Field(None, description="later edition; ignored on input")
 
@@ -154,11 +166,20 @@ class ConfigMcp(_In):
     toolTitle: str | None = None
 
 
+class ConfigCapability(_In):
+    """Which tool of the capability file."""
+
+    toolDescription: str | None = None
+    toolName: str | None = None
+    toolTitle: str | None = None
+
+
 class ToolSpecConfig(_In):
     """At most one of them, of the kind of the tool set's adapter."""
 
     http: ConfigHTTP | None = None
     mcp: ConfigMcp | None = None
+    capability: ConfigCapability | None = None
     bare: Bare | None = Field(None, description="later edition: no adapter")
     type: str | None = Field(None, description="later edition; ignored on input")
 

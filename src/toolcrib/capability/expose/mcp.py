@@ -30,14 +30,14 @@ from toolcrib.capability.expose.mcp_listing import (
     template_pages,
     tool_pages,
 )
-from toolcrib.capability.plan import PlannedMcp, PlannedPrompt, PlannedResource, PlannedTool, Reply
+from toolcrib.capability.plan import PlannedMcp, PlannedPrompt, PlannedResource, PlannedTool
 from toolcrib.core.exchange import ClientGone, Exchange
 from toolcrib.core.json_schema import compile_schema, first_complaint
 from toolcrib.core.mcp_server.face import About, Asked, Face, Listing, OnProgress
 from toolcrib.core.mcp_server.http import McpHttp
 from toolcrib.core.mcp_server.standard_streams import Reader, Writer, standard_streams
 from toolcrib.core.mcp_server.stdio import McpStdio
-from toolcrib.core.mcp_server.tool_result import as_text, failure, json_object, media_type, tool_result
+from toolcrib.core.mcp_server.tool_result import as_text, failure, media_type, shaped_result
 from toolcrib.core.mcp_server.wire import INTERNAL_ERROR, INVALID_PARAMS, Params, RpcError
 from toolcrib.errors import AppError, Invalid, NotFound
 
@@ -139,6 +139,7 @@ class _Tool:
 
     async def call(self, arguments: bytes) -> bytes:
         """The tool's result; raises Invalid when the arguments do not fit its schema."""
+        planned = self._planned
         try:
             values = orjson.loads(arguments)
         except orjson.JSONDecodeError as error:
@@ -149,27 +150,11 @@ class _Tool:
             path, reason = complaint
             raise Invalid("arguments.invalid", f"arguments{path}: {reason}", field=f"arguments{path}")
         try:
-            return self._result(await self._planned.run(values))
+            reply = await planned.run(values)
         except AppError as error:
             return failure(error.message)
-
-    def _result(self, reply: Reply) -> bytes:
-        planned, structured = self._planned, b""
-        if planned.output_schema is not None and not reply.is_error:
-            structured = self._structured(reply.body) or b"{}"  # promised with every success
-        elif planned.structured is not None and not reply.is_error:
-            structured = self._structured(reply.body)
-        return tool_result(reply.status, reply.media or "", reply.body, structured)[0]
-
-    def _structured(self, body: bytes) -> bytes:
-        if self._planned.structured is None:
-            return json_object(body)
-        try:
-            value = orjson.loads(body) if body else None
-        except orjson.JSONDecodeError:
-            value = None
-        shaped = self._planned.structured(value)
-        return orjson.dumps(shaped) if isinstance(shaped, dict) else b""
+        promised = planned.output_schema is not None
+        return shaped_result(reply.status, reply.media or "", reply.body, planned.structured, promised=promised)[0]
 
 
 class _Served:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from toolcrib.capability.formats.charsets import to_text
+from toolcrib.capability.formats.limits import MAX_ROWS
 
 _SEPARATORS: Final = {"csv": ",", "tsv": "\t", "psv": "|"}
 
@@ -32,10 +33,12 @@ def _objects(text: str, separator: str) -> list[dict[str, str]]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header = [name.strip() for name in next((row for row in rows if row), [])]
     width = len(header)
-    tree = []
+    tree: list[dict[str, str]] = []
     for row in rows:
         if len(row) > width and any(row[width:]):
             raise ValueError(f"line {rows.line_num} has {len(row)} cells, but the header has {width}")
+        if len(tree) >= MAX_ROWS:
+            raise ValueError(f"it has more than {MAX_ROWS} rows")
         if row:
             tree.append(dict(zip(header, row, strict=False)))
     return tree

@@ -36,8 +36,9 @@ def open_decoder(_name: str, schema: str | None, folders: tuple[str, ...]) -> Ca
 
 def _tree(message: Message) -> Any:
     if message.DESCRIPTOR.file.name == "google/protobuf/wrappers.proto":
-        field = message.DESCRIPTOR.fields_by_name["value"]
-        return _value(field, getattr(message, field.name))
+        wrapper: Any = message
+        field: FieldDescriptor = wrapper.DESCRIPTOR.fields_by_name["value"]
+        return _value(field, wrapper.value)
     if message.DESCRIPTOR.full_name.startswith("google.protobuf."):
         return _well_known(message)
     return {field.name: _member(field, value) for field, value in message.ListFields()}

@@ -135,8 +135,10 @@ class _Builder:
         parent.size += size
         if len(self._open) + height > MAX_DEPTH:
             raise ValueError(TOO_DEEP)
-        if parent.nodes > MAX_NODES or parent.size > self._max_size:
-            raise ValueError("its aliases stand for too much")
+        if parent.nodes > MAX_NODES:
+            raise ValueError(f"it stands for more than {MAX_NODES} values")
+        if parent.size > self._max_size:
+            raise ValueError("its aliases stand for too much text")
         if isinstance(parent.tree, list):
             parent.tree.append(value)
         elif parent.wants_key:

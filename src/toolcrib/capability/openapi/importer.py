@@ -8,14 +8,13 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from toolcrib.capability.findings import Finding
 from toolcrib.capability.openapi.layout import write_capability
 from toolcrib.capability.openapi.operations import ApiOperation, Parameter, Reader, RequestBody
 from toolcrib.capability.openapi.reader import OpenApiSource, as_map, clean
-from toolcrib.capability.openapi.security import BIND, Security
+from toolcrib.capability.openapi.security import BIND, Security, SignIn
 from toolcrib.capability.spec import ABSENT
 from toolcrib.capability.yaml_source import LIMITS
 from toolcrib.errors import Invalid
@@ -79,7 +78,7 @@ def import_openapi(
     if namespace in _RESERVED:
         namespace += "-api"
     security = Security(api, namespace)
-    operations = [op for op in Reader(api, security).operations() if include is None or _is_included(op, include)]
+    operations = list(Reader(api, security, include).operations())
     if not operations:
         raise api.refusal(
             "openapi-empty",
@@ -87,11 +86,27 @@ def import_openapi(
             "check its paths" + (" and the patterns" if include else ""),
         )
     layout = _Layout(api, namespace, security, prefix)
-    written = write_capability(layout.document(title, operations, rest_port, mcp_port))
-    if len(written) > LIMITS.size:
-        message = f"The capability would be longer than {LIMITS.size} characters"
+    document = layout.document(title, operations, rest_port, mcp_port)
+    written = write_capability(document)
+    if len(written.encode()) > LIMITS.size or _values_in(document) > LIMITS.nodes:
+        message = "The capability would be larger than a capability file may be"
         raise api.refusal("openapi-too-large", message, "import a part of it, by patterns of operations or tags")
     return Imported(written, api.settled())
+
+
+def _values_in(tree: Any) -> int:
+    """How many keys and values a tree has: what reading it again is limited by."""
+    count = 0
+    pending = [tree]
+    while pending:
+        value = pending.pop()
+        count += 1
+        if isinstance(value, dict):
+            count += len(value)
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return count
 
 
 def slug(text: str) -> str:
@@ -100,11 +115,6 @@ def slug(text: str) -> str:
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1-\2", ascii_text)
     words = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1-\2", words)
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:_MAX_NAME].strip("-")
-
-
-def _is_included(operation: ApiOperation, patterns: Sequence[str]) -> bool:
-    names = (operation.wanted_name, f"{operation.method} {operation.path}", *operation.tags)
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names if name)
 
 
 def _unique(name: str, taken: Collection[str], limit: int = _MAX_NAME) -> str:
@@ -147,7 +157,7 @@ class _Layout:
             names[name] = None
             named.append(_Named(operation, name, groups[operation.base_uri, operation.schemes]))
         consumes = [
-            self._consumed(namespace, [op for op in named if op.namespace == namespace])
+            self._consumed(title, namespace, [op for op in named if op.namespace == namespace])
             for namespace in dict.fromkeys(groups.values())
         ]
         exposes = []
@@ -167,7 +177,7 @@ class _Layout:
         told = clean(as_map(self._source.root.get("info")).get("description"), 1500)
         info: Tree = {"label": title, "description": told or f"{title}. {len(operations)} operations."}
         tags = dict.fromkeys(tag for operation in operations for tag in operation.tags)
-        return info | ({"tags": list(tags)[:50]} if tags else {})
+        return info | {"tags": list(tags)[:50] or [title]}
 
     def _groups(self, operations: list[ApiOperation]) -> dict[tuple[str, tuple[str, ...]], str]:
         """The namespace of each pair of address and credentials; the most used pair gets the plain one."""
@@ -185,10 +195,11 @@ class _Layout:
                 found[key] = _unique(f"{self._namespace}-{word}", found.values())
         return {key: found[key] for key in sorted(counts, key=lambda key: key != main)}
 
-    def _consumed(self, namespace: str, operations: list[_Named]) -> Tree:
+    def _consumed(self, title: str, namespace: str, operations: list[_Named]) -> Tree:
         first = operations[0].api
         signing = self._security.sign_in(first.schemes)
         consumed: Tree = {"type": "http", "namespace": namespace, "baseUri": first.base_uri}
+        consumed["description"] = f"{title}, {_signing(signing)}."
         if signing.authentication is not None:
             consumed["authentication"] = signing.authentication
         if signing.inputs:
@@ -280,6 +291,13 @@ class _Layout:
         return tool | _action(operation, "tools")
 
 
+def _signing(signing: SignIn) -> str:
+    """How a consumed API is signed in to, in words."""
+    words = [] if signing.authentication is None else [signing.authentication["type"]]
+    words += [f"the {entry['in']} {entry['name']}" for entry in signing.inputs]
+    return f"signed in to by {' and '.join(words)}" if words else "called without credentials"
+
+
 def _split_query(path: str) -> tuple[str, list[tuple[str, str]]]:
     """A path without what no request has in it, and the fixed query pairs it came with."""
     base, _, query = path.partition("#")[0].partition("?")
@@ -290,8 +308,7 @@ def _split_query(path: str) -> tuple[str, list[tuple[str, str]]]:
 def _consumed_operation(operation: _Named, query: list[tuple[str, str]]) -> Tree:
     api = operation.api
     entry: Tree = {"name": operation.name, "method": api.method}
-    if told := api.summary or api.description.partition("\n")[0]:
-        entry["description"] = told
+    entry["description"] = api.summary or api.description.partition("\n")[0] or f"{api.method} {api.path}"
     inputs = [{"name": name, "in": "query", "value": value} for name, value in query]
     inputs += [_input(parameter, place=True) for parameter in api.parameters]
     if api.body is not None:
@@ -323,8 +340,7 @@ def _rest_operation(operation: _Named) -> Tree:
     entry: Tree = {"method": api.method, "name": operation.name}
     if api.summary:
         entry["label"] = api.summary
-    if told := api.description or api.summary:
-        entry["description"] = told
+    entry["description"] = api.description or api.summary or f"{api.method} {api.path}"
     inputs = [_input(parameter, place=True) for parameter in api.parameters]
     inputs += [] if api.body is None else _body_inputs(api.body, place=True, whole=False)
     if inputs:

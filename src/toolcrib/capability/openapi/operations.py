@@ -5,8 +5,9 @@ secrets of whoever imports it.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 from urllib.parse import urljoin
 
@@ -83,9 +84,16 @@ class ApiOperation:
 
 
 class Reader:
-    """Reads the operations of one document."""
+    """Reads the operations of one document.
 
-    def __init__(self, source: OpenApiSource, security: Security) -> None:
+    Args:
+        source: the document.
+        security: its security schemes.
+        include: patterns of operation ids, tags or `METHOD /path`; None for all.
+    """
+
+    def __init__(self, source: OpenApiSource, security: Security, include: Sequence[str] | None = None) -> None:
+        self._include = include
         self._source = source
         self._security = security
         self._shapes = Shapes(source)
@@ -110,7 +118,7 @@ class Reader:
                         "nothing",
                     )
             for method in METHODS:
-                if not isinstance(node.get(method), dict):
+                if not isinstance(node.get(method), dict) or not self._is_included(node[method], method, path):
                     continue
                 count += 1
                 if count > _MAX_OPERATIONS:
@@ -120,6 +128,13 @@ class Reader:
                 if not self._path_is_usable(path, (*place, method)):
                     continue
                 yield self._operation(method.upper(), path, node, (*below, method))
+
+    def _is_included(self, operation: dict[str, Any], method: str, path: str) -> bool:
+        if self._include is None:
+            return True
+        names = [operation.get("operationId"), f"{method.upper()} {path}", *as_list(operation.get("tags"))]
+        texts = [name for name in names if isinstance(name, str)]
+        return any(fnmatchcase(text, pattern) for pattern in self._include for text in texts)
 
     def _path_is_usable(self, path: str, place: Pointer) -> bool:
         names = _PATH_VARIABLE.findall(path)

@@ -21,7 +21,7 @@ Pointer = tuple[str | int, ...]
 MAX_JSON = 32 << 20  # characters
 _YAML_LIMITS = Limits(size=8 << 20, nodes=600_000)
 _MAX_PLACED = 2 << 20  # a JSON text beyond this is not parsed again just to give findings a line
-_MAX_STEPS = 2_000_000  # parameters, schemas and members looked at
+_MAX_STEPS = 500_000  # parameters, schemas and members looked at
 _MAX_HOPS = 32
 # YAML allows control characters and halves of surrogate pairs by escapes; no file that we write may hold them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")

@@ -84,8 +84,8 @@ def check(source: Source, limits: ScriptLimits) -> None:
     except subprocess.TimeoutExpired:
         raise ValueError(f"{source.name}: parsing took longer than {_CHECK_S:g} s") from None
     if done.stdout[5:6] != b"C":  # the acknowledgement, four bytes of length, the kind
-        error = _error(done.stdout[6:].decode("utf-8", "replace") or "the parser failed", (source,), limits)
-        raise ValueError(error.message)
+        reported = done.stdout[6:].decode("utf-8", "replace") or "the parser failed"
+        raise ValueError(_error(reported, (source,), limits).message)
 
 
 def _error(text: str, sources: tuple[Source, ...], limits: ScriptLimits) -> AppError:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from pydantic_monty import (
     AsyncMonty,
-    AsyncMontySession,
     CollectString,
     Frame,
     Monty,
@@ -129,9 +128,7 @@ class Python:
         names = {f"<python-input-{number}>": (source.name, 0) for number, source in enumerate(sources, start=1)}
         pool = await self._started()
         try:
-            async with pool.checkout(script_name=main, limits=_resource_limits(limits)) as session:
-                _confine(session.worker_pid, limits)
-                text = await self._evaluate(session, sources, context.decode(), limits)
+            text = await self._ask(pool, sources, context.decode(), limits)
         except MontyError as error:
             raise _error(error, names, main, limits) from None
         except TimeoutError:
@@ -166,35 +163,45 @@ class Python:
                     ) from None
             return self._pool
 
-    async def _evaluate(
-        self, session: AsyncMontySession, sources: tuple[Source, ...], context: str, limits: ScriptLimits
-    ) -> Any:
+    @staticmethod
+    async def _ask(pool: AsyncMonty, sources: tuple[Source, ...], context: str, limits: ScriptLimits) -> Any:
         """`result` as JSON text, None if not assigned, empty if too long; ends the process when broken off."""
-        # A cancelled feed drops its process unreaped where the loop has taken over SIGCHLD, as uvloop does. So a feed is
-        # never cancelled: its process is ended, and the pool, told so by the feed, buries it.
-        feeding = asyncio.ensure_future(_feed(session, sources, context, limits))
+        # A cancelled call of the pool drops its process unreaped where the loop has taken over SIGCHLD, as uvloop does.
+        # So none is ever cancelled: the process is ended, and the pool, which notices, buries it.
+        process: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        session = asyncio.ensure_future(_in_session(pool, process, sources, context, limits))
         try:
             async with asyncio.timeout(limits.timeout_s + _GRACE_S):
-                return await asyncio.shield(feeding)
+                return await asyncio.shield(session)
         except (TimeoutError, asyncio.CancelledError):
-            if session.worker_pid is not None:
+            await asyncio.wait({session, process}, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+            if process.done() and not session.done() and (pid := process.result()) is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(session.worker_pid, signal.SIGKILL)
-            await asyncio.wait({feeding}, timeout=_GRACE_S)
-            if not feeding.cancel():
-                feeding.exception()
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.wait({session}, timeout=_GRACE_S)
+            if not session.cancel():
+                session.exception()
             raise
 
 
-async def _feed(session: AsyncMontySession, sources: tuple[Source, ...], context: str, limits: ScriptLimits) -> Any:
-    """The inputs of a run one after the other; the value of the last."""
+async def _in_session(
+    pool: AsyncMonty,
+    process: asyncio.Future[int | None],
+    sources: tuple[Source, ...],
+    context: str,
+    limits: ScriptLimits,
+) -> Any:
+    """The inputs of a run one after the other, in a session of its own; the value of the last."""
     # What is printed goes nowhere: standard output may be the wire of an MCP server.
     printed = CollectString(limits.output_bytes)
-    await session.feed_run(_CONTEXT, inputs={"_context": context}, print_callback=printed)
-    for source in sources:
-        # The value of a last expression would be brought over here; there is none after this.
-        await session.feed_run(source.text + "\n\nNone\n", print_callback=printed)
-    return await session.feed_run(_RESULT.format(limit=limits.output_bytes), print_callback=printed)
+    async with pool.checkout(script_name=sources[-1].name, limits=_resource_limits(limits)) as session:
+        process.set_result(session.worker_pid)
+        _confine(session.worker_pid, limits)
+        await session.feed_run(_CONTEXT, inputs={"_context": context}, print_callback=printed)
+        for source in sources:
+            # The value of a last expression would be brought over here; there is none after this.
+            await session.feed_run(source.text + "\n\nNone\n", print_callback=printed)
+        return await session.feed_run(_RESULT.format(limit=limits.output_bytes), print_callback=printed)
 
 
 def _confine(pid: int | None, limits: ScriptLimits) -> None:

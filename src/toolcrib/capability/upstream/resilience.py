@@ -32,7 +32,7 @@ class Breaker:
 
     def check(self) -> None:
         """Raise Unavailable (`upstream.circuit_open`) if nothing may be sent now."""
-        if self._open_until is not None and ( self._clock() < self._open_until):
+        if self._open_until is not None and (self._probing or self._clock() < self._open_until):
             wait_s = max(1, math.ceil(self._open_until - self._clock()))
             raise Unavailable(
                 "upstream.circuit_open",

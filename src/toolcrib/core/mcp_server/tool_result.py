@@ -3,6 +3,8 @@
 import base64
 import codecs
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import orjson
@@ -34,6 +36,28 @@ def tool_result(status: int, content_type: str, body: bytes, structured: bytes =
             structured = json_object(body if charset == "utf-8" else text.encode())
     member = b',"structuredContent":' + structured if structured and not is_error else b""
     return b'{"content":[%b]%b,"isError":%b}' % (blocks, member, b"true" if is_error else b"false"), is_error
+
+
+def shaped_result(
+    status: int, content_type: str, body: bytes, shape: Callable[[Any], Any] | None, *, promised: bool
+) -> tuple[bytes, bool]:
+    """As `tool_result`, the structured content of a success made by `shape` of the parsed body.
+
+    `shape` gets None where there is nothing to parse; what it makes is left out unless it is an object. `promised` says
+    that the tool has an output schema, so that every success must have structured content.
+    """
+    structured = b""
+    if status < 400 and shape is not None:
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            value = None
+        made = shape(value)
+        structured = orjson.dumps(made) if isinstance(made, dict) else b""
+    if status < 400 and promised and not structured:
+        text = as_text(body, media_type(content_type)[1])
+        structured = (json_object(text.encode()) if text else b"") or b"{}"
+    return tool_result(status, content_type, body, structured)
 
 
 def failure(message: str) -> bytes:
