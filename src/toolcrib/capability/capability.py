@@ -8,15 +8,21 @@
 Loading reads files and the environment; nothing is sent before the first call. Use one event loop per capability.
 """
 
+import asyncio
+import contextlib
+import importlib
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolcrib import __version__
-from toolcrib.capability.binds import Unresolved
+from toolcrib.capability.binds import Binds, Unresolved, file_of
 from toolcrib.capability.expose.cors import CorsRules, with_cors
 from toolcrib.capability.expose.mcp import McpApp, mcp_app
 from toolcrib.capability.expose.problem import refuse
@@ -28,9 +34,10 @@ from toolcrib.capability.ground import Means
 from toolcrib.capability.inputs import Inputs
 from toolcrib.capability.lint import lint
 from toolcrib.capability.load import load
-from toolcrib.capability.plan import Plan
+from toolcrib.capability.plan import Plan, PlannedMcp
 from toolcrib.capability.planner import plan_document
-from toolcrib.capability.reply import Reply
+from toolcrib.capability.reply import Arguments, Reply, Run
+from toolcrib.capability.scripts import script_files
 from toolcrib.capability.spec import ControlServer, Document, McpServer, RestServer, Server, SkillServer
 from toolcrib.capability.telemetry import Observability, Telemetry
 from toolcrib.core.addresses import AddressPolicy
@@ -39,6 +46,9 @@ from toolcrib.errors import AppError, NotFound, Unavailable
 
 # A capability calls what its author wrote down, at home as well; metadata services and the like stay closed.
 AT_HOME = AddressPolicy.parse(["loopback", "private"])
+_LAST_SPANS_S = 2.0  # how long a collector of spans has at the end
+
+_log = structlog.get_logger(__name__)
 
 
 class Capability:
@@ -59,6 +69,10 @@ class Capability:
         self._means = means
         self._owns_client = owns_client
         self._mcp: dict[str, McpApp] = {}
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._spans: Any = None  # the provider of OpenTelemetry that is ours to shut down
 
     @classmethod
     def load(
@@ -72,6 +86,7 @@ class Capability:
         files: bool = True,
         strict: bool = False,
         pass_query: bool = False,
+        previous: "Capability | None" = None,
     ) -> "Capability":
         """Read and compile a capability file.
 
@@ -85,6 +100,7 @@ class Capability:
             files: whether the file may refer to others.
             strict: refuse a file with an error finding or a bind without value.
             pass_query: pass query values on that nothing takes.
+            previous: what this one is to replace: metrics and traces go on, unless their settings changed.
 
         Raises:
             CapabilityInvalid: nothing of it can be served; with `strict`, something cannot.
@@ -93,17 +109,18 @@ class Capability:
         document = loaded.document
         environment = os.environ if environ is None else environ
         findings = (*loaded.findings, *lint(document))
-        telemetry, problem = _telemetry(document)
+        observed = _Observed.of(document, environment, previous, files=files)
         means = Means(
             outbound=outbound or OutboundClient(AT_HOME, timeout_s=30.0, user_agent=f"toolcrib/{__version__}"),
             environ=environment,
-            telemetry=telemetry,
+            telemetry=observed.telemetry,
             base_uris=_base_uris(document, environment, base_uris or {}),
             files=files,
             scripting=environment.get("NAFTIKO_SCRIPTING", "true").lower() not in {"false", "0", "off", "no"},
             pass_query=pass_query,
         )
-        capability = cls(document, (*findings, *problem), means, owns_client=outbound is None)
+        capability = cls(document, (*findings, *observed.findings), means, owns_client=outbound is None)
+        capability._spans = observed.provider
         if strict:
             capability.must_be_whole()
         return capability
@@ -112,6 +129,18 @@ class Capability:
     def name(self) -> str:
         """The file's name without its ending."""
         return Path(self.document.path).name.partition(".")[0]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that what is served was made of, whether it is there or not: what to look at for changes."""
+        document = self.document
+        found = dict.fromkeys(os.path.abspath(file) for file in document.files)  # noqa: PTH100 - links stay links
+        for bind in document.binds:
+            file = file_of(bind.location, bind.folder) if bind.location else None
+            if file is not None:
+                found[str(file.absolute())] = None
+        found |= dict.fromkeys(script_files(document, self.plan.scripts, (document.folder, str(Path.cwd()))))
+        return tuple(found)
 
     def must_be_whole(self) -> None:
         """Raise CapabilityInvalid for an error finding or a bind without value."""
@@ -132,14 +161,20 @@ class Capability:
         action = self.plan.called.get(name)
         if action is None:
             raise NotFound("capability.unknown_operation", f"There is no {name!r} in {self.document.label}.")
-        reply: Reply = await action.run(Inputs(dict(arguments or {})))
+        with self._using():
+            reply: Reply = await action.run(Inputs(dict(arguments or {})))
         return reply
 
     def rest_app(self, namespace: str | None = None, *, prefix: str = "") -> ASGIApp:
         """The REST server of that namespace (the first one by default) as an ASGI application, below `prefix`."""
         server = self._server(RestServer, namespace)
         app = RestApp(self.plan.rest[server.namespace], self.telemetry, prefix=prefix)
-        return self._guarded(app, server, prefix)
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            with self._using():
+                await app(scope, receive, send)
+
+        return self._guarded(counted, server, prefix)
 
     def mcp_server(self, namespace: str | None = None) -> McpApp:
         """The MCP server of that namespace (the first one by default): an ASGI application with `serve_stdio`.
@@ -148,7 +183,7 @@ class Capability:
         """
         server = self._server(McpServer, namespace)
         if server.namespace not in self._mcp:
-            self._mcp[server.namespace] = mcp_app(self.plan.mcp[server.namespace], version=__version__)
+            self._mcp[server.namespace] = mcp_app(self._counted(server.namespace), version=__version__)
         return self._mcp[server.namespace]
 
     def mcp_http(self, namespace: str | None = None, *, prefix: str = "") -> ASGIApp:
@@ -164,7 +199,11 @@ class Capability:
             for s in self.document.servers
             if isinstance(s, RestServer | McpServer)
         }
-        return self._guarded(skill_app(server, siblings, (self.document.folder, str(Path.cwd()))), server)
+        try:
+            app = skill_app(server, siblings, (self.document.folder, str(Path.cwd())))
+        except ValueError as error:
+            return _closed(Unavailable("server.not_configured", f"The server {server.namespace} is closed: {error}."))
+        return self._guarded(app, server)
 
     def guarded(self, app: ASGIApp, server: Server) -> ASGIApp:
         """An application behind the authentication and the CORS rules of a server."""
@@ -174,11 +213,74 @@ class Capability:
         """The servers of the file, all or those of a kind."""
         return tuple(s for s in self.document.servers if kind is None or isinstance(s, kind))
 
+    def inherit(self, old: "Capability", namespaces: Collection[str]) -> None:
+        """Take the MCP servers of these namespaces over from what this one is to replace; nothing changes yet."""
+        self._mcp |= {name: app for name, app in old._mcp.items() if name in namespaces and name in self.plan.mcp}
+
+    def adopt(self, old: "Capability") -> None:
+        """Serve instead of `old`: clients of MCP servers that were inherited stay connected, the others are let go.
+
+        Calls under way end on the old plan. Raises what a server says that cannot be replaced; then all is as it was.
+        """
+        inherited = [name for name, app in old._mcp.items() if self._mcp.get(name) is app]
+        done: list[str] = []
+        try:
+            for name in inherited:
+                self._mcp[name].replace(self._counted(name))
+                done.append(name)
+        except BaseException:
+            for name in done:
+                old._mcp[name].replace(old._counted(name))
+            raise
+        for name in inherited:
+            del old._mcp[name]
+        old.end_streams()
+        if old.telemetry is self.telemetry:
+            self._spans, old._spans = old._spans, None
+
+    def end_streams(self) -> None:
+        """End the event streams of MCP clients, which would hold a web server that stops."""
+        for app in self._mcp.values():
+            app.close()
+
+    async def finished(self) -> None:
+        """Return when no call is under way."""
+        await self._idle.wait()
+
     async def close(self) -> None:
-        """Stop scripts and close connections; calls under way fail."""
+        """Stop scripts, close connections and send the last spans; calls under way fail."""
+        self.end_streams()
         await self.plan.scripts.close()
         if self._owns_client:
             await self._means.outbound.close()
+        if self._spans is not None:
+            provider, self._spans = self._spans, None
+            await _shut_down(provider)
+
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[None]:
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    def _counted(self, namespace: str) -> PlannedMcp:
+        """The planned MCP server with its calls counted."""
+        planned = self.plan.mcp[namespace]
+        tools = {name: replace(tool, run=self._counted_run(tool.run)) for name, tool in planned.tools.items()}
+        resources = tuple(r if r.run is None else replace(r, run=self._counted_run(r.run)) for r in planned.resources)
+        return replace(planned, tools=tools, resources=resources)
+
+    def _counted_run(self, run: Run) -> Run:
+        async def counted(arguments: Arguments) -> Reply:
+            with self._using():
+                return await run(arguments)
+
+        return counted
 
     def _server(self, kind: type[Any], namespace: str | None) -> Any:
         for server in self.document.servers:
@@ -206,14 +308,67 @@ def _closed(error: AppError) -> ASGIApp:
     return app
 
 
-def _telemetry(document: Document) -> tuple[Telemetry, tuple[Finding, ...]]:
-    control = next((s for s in document.servers if isinstance(s, ControlServer)), None)
-    try:
-        return Telemetry(document.label, Observability.read(control)), ()
-    except ValueError as error:
+class _Observed(NamedTuple):
+    """The telemetry of a capability; `provider` is the one of OpenTelemetry that was made for it."""
+
+    telemetry: Telemetry
+    provider: Any
+    findings: tuple[Finding, ...]
+
+    @classmethod
+    def of(
+        cls, document: Document, environ: Mapping[str, str], previous: Capability | None, *, files: bool
+    ) -> "_Observed":
+        """As the control server of the document wants it; what is wrong with that is off and said.
+
+        Raises:
+            CapabilityInvalid: a bind's file is broken.
+        """
+        control = next((s for s in document.servers if isinstance(s, ControlServer)), None)
         at = control.at if control is not None else document.at
-        found = Finding("observability-invalid", "error", f"{error}.", "observability is off", "mend the setting", at)
-        return Telemetry(document.label, Observability.read(None)), (found,)
+        try:
+            settings = Observability.read(control)
+        except ValueError as error:
+            effect, mend = "observability is off", "mend the setting"
+            found = Finding("observability-invalid", "error", f"{error}.", effect, mend, at)
+            return cls(Telemetry(document.label, Observability.read(None)), None, (found,))
+        problem: tuple[str, str] | None = None
+        endpoint: str | None = None
+        if settings.otlp_endpoint is not None:
+            try:
+                endpoint = Binds(document.binds, environ, files=files).secret(settings.otlp_endpoint)()
+            except AppError as error:
+                problem = f"The OTLP endpoint is not known: {error.message}", "give the variable a value"
+        resolved = replace(settings, otlp_endpoint=endpoint)
+        if previous is not None and previous.telemetry.settings == resolved and previous.document.label == document.label:
+            return cls(previous.telemetry, None, ())
+        provider = None
+        if endpoint is not None:
+            try:
+                otlp = importlib.import_module("toolcrib.capability.otlp")
+                provider = otlp.span_provider(endpoint, document.label, settings.sampling)
+            except ImportError:
+                problem = "The exporter of spans is not installed.", "pip install 'toolcrib[otel]'"
+        findings: tuple[Finding, ...] = ()
+        if problem is not None:
+            message, mend = problem
+            _log.warning("tracing.inactive", reason=message, mend=mend)
+            findings = (Finding("otlp-inactive", "warning", message, "no spans are exported", mend, at),)
+        return cls(Telemetry(document.label, resolved, provider), provider, findings)
+
+
+async def _shut_down(provider: Any) -> None:
+    """Send the last spans, for a moment at most: a collector that does not answer must not hold the process."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def work() -> None:
+        provider.shutdown()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=work, daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(done.wait(), _LAST_SPANS_S)
 
 
 def _base_uris(document: Document, environ: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
