@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import calls, listing, queue_bench, start
+from bench.capability import measure as capability
 from bench.machine import description
 from bench.servers import has_nginx, temporary_folder
 
 _OUT = Path(__file__).parent / "out"
 _console = Console(width=None if sys.stdout.isatty() else 130)
 Rows = list[dict[str, Any]]
+_CELL_COLUMNS = ("", "calls/s", "of the relay", "p50 ms", "p99 ms", "CPU µs/call", "PostgreSQL µs/call")
 
 
 def main() -> None:
@@ -70,25 +72,39 @@ def _start(options: argparse.Namespace) -> Rows:
 def _calls(options: argparse.Namespace) -> Rows:
     timing = calls.Timing(1, 0.2, 0.5, (1, 32)) if options.quick else calls.Timing(3, 0.3, 1.0, (1, 8, 32))
     rows = calls.measure(timing)
-    columns = ("", "calls/s", "of the relay", "p50 ms", "p99 ms", "CPU µs/call", "PostgreSQL µs/call")
     for upstream in dict.fromkeys(row["upstream"] for row in rows):
         title = "The limit under the audit" if upstream == calls.COMMITS else f"Calls to an {upstream} upstream"
-        table = _table(title, "connections", *columns)
-        mine = [row for row in rows if row["upstream"] == upstream]
-        for row, following in zip(mine, [*mine[1:], None], strict=True):
-            table.add_row(
-                str(row["connections"]),
-                row["door"],
-                f"{row['per_s']:,.0f}",
-                _number(row.get("of_relay"), ".2f"),
-                f"{row['p50_ms']:.2f}",
-                f"{row['p99_ms']:.2f}",
-                _number(row["cpu_us"] or None, ".0f"),
-                _number(row["postgres_us"] or None, ".0f"),
-                end_section=following is not None and following["connections"] != row["connections"],
-            )
-        _console.print(table)
+        _print_cells(title, [row for row in rows if row["upstream"] == upstream])
     return rows
+
+
+def _capability(options: argparse.Namespace) -> Rows:
+    timing = calls.Timing(1, 0.2, 0.5, (1, 64)) if options.quick else calls.Timing(3, 0.3, 1.0, (1, 8, 64))
+    *cells, start = capability.measure(timing, times=1 if options.quick else 5)
+    _print_cells("A capability file, one process", cells)
+    columns = ("to the first answer, s", "spread", "memory idle, MB", "after load, MB")
+    table = _table("A capability file: start and memory", *columns)
+    spread = f"{start['least_s']:.2f}-{start['most_s']:.2f}"
+    table.add_row(f"{start['answer_s']:.2f}", spread, f"{start['idle_mb']:.0f}", f"{start['loaded_mb']:.0f}")
+    _console.print(table)
+    return [*cells, start]
+
+
+def _print_cells(title: str, rows: Rows) -> None:
+    table = _table(title, "connections", *_CELL_COLUMNS)
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(
+            str(row["connections"]),
+            row["door"],
+            f"{row['per_s']:,.0f}",
+            _number(row.get("of_relay"), ".2f"),
+            f"{row['p50_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            _number(row["cpu_us"] or None, ".0f"),
+            _number(row["postgres_us"] or None, ".0f"),
+            end_section=following is not None and following["connections"] != row["connections"],
+        )
+    _console.print(table)
 
 
 def _list(options: argparse.Namespace) -> Rows:
@@ -117,7 +133,7 @@ def _queue(options: argparse.Namespace) -> Rows:
     return rows
 
 
-_PARTS = {"start": _start, "calls": _calls, "list": _list, "queue": _queue}
+_PARTS = {"start": _start, "calls": _calls, "list": _list, "queue": _queue, "capability": _capability}
 
 
 def _table(title: str, *columns: str) -> Table:

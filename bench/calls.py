@@ -40,6 +40,7 @@ class Door:
     address: tuple[str, int]
     request: str
     pids: tuple[int, ...]
+    expect: str = ANSWER.decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +58,21 @@ def measure(timing: Timing) -> list[dict[str, Any]]:
     rows = []
     with temporary_folder() as folder, gateway(folder / "data") as crib, load_process() as load:
         with _http_doors(crib, folder) as doors:
-            rows += _cells(load, "HTTP", doors, timing)
+            rows += cells_of(load, "HTTP", doors, timing)
         with _mcp_doors(crib, folder) as doors:
-            rows += _cells(load, "MCP", doors, timing)
+            rows += cells_of(load, "MCP", doors, timing)
         rows += asyncio.run(_commits(folder / "data", timing, crib.process.pid))
     return rows
 
 
-def _cells(load: Load, upstream: str, doors: list[Door], timing: Timing) -> list[dict[str, Any]]:
+def cells_of(load: Load, upstream: str, doors: list[Door], timing: Timing) -> list[dict[str, Any]]:
+    """The figures of every door, beside those of the bare relay, which is one of them."""
     rows = []
     for connections in timing.connections:
         found: dict[str, list[Cell]] = {door.name: [] for door in doors}
         for _ in range(timing.rounds):
             for door in doors:
-                job = Job(*door.address, door.request, ANSWER.decode(), connections, timing.warm_s, timing.duration_s)
+                job = Job(*door.address, door.request, door.expect, connections, timing.warm_s, timing.duration_s)
                 try:
                     found[door.name].append(load.run(job, *door.pids))
                 except Broken as error:
@@ -108,7 +110,7 @@ def _http_doors(crib: Gateway, folder: Path) -> Iterator[list[Door]]:
         crib.add_http("weather over http", url, "weather_http", "/weather", PARAMETERS)
         plain = _post("/weather", ARGUMENTS.decode(), _PLAIN)
         yield [
-            *_peers(stack, folder / "nginx-http", url, plain),
+            *peers(stack, folder / "nginx-http", url, plain),
             *_toolcrib_doors(crib, "weather_http"),
         ]
 
@@ -120,32 +122,40 @@ def _mcp_doors(crib: Gateway, folder: Path) -> Iterator[list[Door]]:
         url = f"http://127.0.0.1:{port}"
         crib.add_mcp("weather over mcp", f"{url}/mcp")
         plain = _mcp_modern("/mcp", "weather", {})
-        yield [*_peers(stack, folder / "nginx-mcp", url, plain), *_toolcrib_doors(crib, "weather")]
+        yield [*peers(stack, folder / "nginx-mcp", url, plain), *_toolcrib_doors(crib, "weather")]
 
 
-def _peers(stack: contextlib.ExitStack, folder: Path, url: str, request: str) -> list[Door]:
-    doors = [Door("direct", _address(url), request, ())]
+def peers(
+    stack: contextlib.ExitStack, folder: Path, url: str, request: str, expect: str = ANSWER.decode()
+) -> list[Door]:
+    """The same request without anything between, through nginx if it is installed, and through the bare relay."""
+    doors = [Door("direct", _address(url), request, (), expect)]
     if has_nginx():
         port = free_port()
         proxy = 'location / { proxy_pass http://upstream; proxy_http_version 1.1; proxy_set_header Connection ""; }'
         upstream = f"upstream upstream {{ server {url.removeprefix('http://')}; keepalive 64; }}"
         master = stack.enter_context(nginx(folder, port, proxy, upstream))
-        doors.append(Door("nginx in front", ("127.0.0.1", port), request, (master,)))
+        doors.append(Door("nginx in front", ("127.0.0.1", port), request, (master,), expect))
     process, port = stack.enter_context(python_module("bench.relay", url))
-    return [*doors, Door(RELAY, ("127.0.0.1", port), request, (process.pid,))]
+    return [*doors, Door(RELAY, ("127.0.0.1", port), request, (process.pid,), expect)]
+
+
+def mcp_requests(path: str, tool: str, headers: dict[str, str], arguments: str) -> dict[str, str]:
+    """A tool call in both eras of MCP."""
+    params = f'{{"name":"{tool}","arguments":{arguments}}}'
+    old = _post(path, _rpc(params), _PLAIN | headers | {"MCP-Protocol-Version": "2025-11-25"})
+    return {"MCP 2025-11-25": old, "MCP 2026-07-28": _mcp_modern(path, tool, headers, arguments)}
 
 
 def _toolcrib_doors(crib: Gateway, tool: str) -> list[Door]:
     key = {"Authorization": f"Bearer {crib.key}"}
     rest = _post(f"/api/tools/{tool}/call", f'{{"arguments":{ARGUMENTS.decode()}}}', _PLAIN | key)
-    params = f'{{"name":"{tool}","arguments":{ARGUMENTS.decode()}}}'
-    old = _post("/mcp", _rpc(params), _PLAIN | key | {"MCP-Protocol-Version": "2025-11-25"})
-    requests = {"REST": rest, "MCP 2025-11-25": old, "MCP 2026-07-28": _mcp_modern("/mcp", tool, key)}
+    requests = {"REST": rest, **mcp_requests("/mcp", tool, key, ARGUMENTS.decode())}
     return [Door(f"Toolcrib, {n}", crib.address, request, (crib.process.pid,)) for n, request in requests.items()]
 
 
-def _mcp_modern(path: str, tool: str, headers: dict[str, str]) -> str:
-    params = f'{{"name":"{tool}","arguments":{ARGUMENTS.decode()},{_META}}}'
+def _mcp_modern(path: str, tool: str, headers: dict[str, str], arguments: str = ARGUMENTS.decode()) -> str:
+    params = f'{{"name":"{tool}","arguments":{arguments},{_META}}}'
     modern = {"MCP-Protocol-Version": "2026-07-28", "Mcp-Method": "tools/call", "Mcp-Name": tool}
     return _post(path, _rpc(params), _PLAIN | headers | modern)
 

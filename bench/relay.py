@@ -1,6 +1,6 @@
 """The bare relay: the least a Python gateway can do with Toolcrib's own HTTP client. No keys, rules, audit or metrics.
 
-`python -m bench.relay http://host:port`: every POST goes to the same path there, the answer comes back as it is.
+`python -m bench.relay http://host:port`: every request goes to the same path there, the answer comes back as it is.
 """
 
 import asyncio
@@ -33,7 +33,9 @@ class Relay:
             if not message.get("more_body"):
                 break
         headers = [(name.decode(), value.decode()) for name, value in scope["headers"] if name in _PASSED]
-        answer = await self._outbound.request("POST", self._upstream + scope["path"], headers=headers, body=body)
+        answer = await self._outbound.request(
+            scope["method"], self._upstream + scope["path"], headers=headers, body=body or None
+        )
         head = [
             (b"content-type", (answer.headers.get("content-type") or "").encode()),
             (b"content-length", str(len(answer.body)).encode()),

@@ -1,6 +1,6 @@
-"""A fast upstream: a fixed JSON answer at any path, MCP at /mcp (one tool) and /mcp/<n> (n tools); both eras of MCP.
+"""A fast upstream: a fixed JSON answer at any path, a ship at /ships, MCP at /mcp (one tool) and /mcp/<n> (n tools).
 
-It speaks as much HTTP/1.1 as a load needs: requests framed by Content-Length, keep-alive, pipelining.
+Both eras of MCP, and as much HTTP/1.1 as a load needs: requests framed by Content-Length, keep-alive, pipelining.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 import uvloop
+
+from bench.capability.ship import SHIP
 
 ANSWER = b'{"city":"Lisbon","temperature":21.5,"condition":"light rain"}'
 PARAMETERS = {
@@ -82,7 +84,7 @@ class Upstream(asyncio.Protocol):
 def _answer(line: bytes, body: bytes) -> bytes:
     method, path, _ = line.split(b" ")
     if not path.startswith(b"/mcp"):
-        return _http(b"200 OK", ANSWER)
+        return _http(b"200 OK", SHIP if path.startswith(b"/ships") else ANSWER)
     if method != b"POST":
         return _http(b"405 Method Not Allowed", b"")
     message = orjson.loads(body)

@@ -8,6 +8,8 @@
 Loading reads files and the environment; nothing is sent before the first call. Use one event loop per capability.
 """
 
+# ruff: noqa: SLF001 - one capability takes over from another
+
 import asyncio
 import contextlib
 import importlib
@@ -37,7 +39,7 @@ from toolcrib.capability.load import load
 from toolcrib.capability.plan import Plan, PlannedMcp
 from toolcrib.capability.planner import plan_document
 from toolcrib.capability.reply import Arguments, Reply, Run
-from toolcrib.capability.scripts import script_files
+from toolcrib.capability.scripts.source import folder_candidates
 from toolcrib.capability.spec import ControlServer, Document, McpServer, RestServer, Server, SkillServer
 from toolcrib.capability.telemetry import Observability, Telemetry
 from toolcrib.core.addresses import AddressPolicy
@@ -131,6 +133,12 @@ class Capability:
         return Path(self.document.path).name.partition(".")[0]
 
     @property
+    def base_uris(self) -> dict[str, str]:
+        """Where consumed APIs are, by namespace, as written or overridden; empty where nobody says."""
+        given = self._means.base_uris
+        return {c.namespace: given.get(c.namespace) or c.base_uri or given.get("*", "") for c in self.document.consumes}
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file that what is served was made of, whether it is there or not: what to look at for changes."""
         document = self.document
@@ -139,7 +147,8 @@ class Capability:
             file = file_of(bind.location, bind.folder) if bind.location else None
             if file is not None:
                 found[str(file.absolute())] = None
-        found |= dict.fromkeys(script_files(document, self.plan.scripts, (document.folder, str(Path.cwd()))))
+        default = self.plan.scripts.settings().get("defaultLocation")
+        found |= dict.fromkeys(_script_files(document, default))
         return tuple(found)
 
     def must_be_whole(self) -> None:
@@ -214,8 +223,8 @@ class Capability:
         return tuple(s for s in self.document.servers if kind is None or isinstance(s, kind))
 
     def inherit(self, old: "Capability", namespaces: Collection[str]) -> None:
-        """Take the MCP servers of these namespaces over from what this one is to replace; nothing changes yet."""
-        self._mcp |= {name: app for name, app in old._mcp.items() if name in namespaces and name in self.plan.mcp}
+        """Share the MCP servers of these namespaces with what this one is to replace; with none, share no more."""
+        self._mcp = {name: app for name, app in old._mcp.items() if name in namespaces and name in self.plan.mcp}
 
     def adopt(self, old: "Capability") -> None:
         """Serve instead of `old`: clients of MCP servers that were inherited stay connected, the others are let go.
@@ -308,6 +317,22 @@ def _closed(error: AppError) -> ASGIApp:
     return app
 
 
+def _script_files(document: Document, default_location: str | None) -> Iterator[str]:
+    """Where the files of script steps may lie."""
+    actions = [function.action for aggregate in document.aggregates for function in aggregate.functions]
+    for server in document.servers:
+        if isinstance(server, RestServer):
+            actions += [operation.action for resource in server.resources for operation in resource.operations]
+        elif isinstance(server, McpServer):
+            actions += [tool.action for tool in server.tools]
+            actions += [resource.action for resource in server.resources]
+    for step in (step for action in actions for step in action.steps if step.file):
+        with contextlib.suppress(ValueError):  # the planner says what is wrong with it
+            folders = folder_candidates(step.location or default_location or "", (document.folder, str(Path.cwd())))
+            for folder in folders:
+                yield from (str((folder / name).absolute()) for name in (*step.dependencies, step.file or ""))
+
+
 class _Observed(NamedTuple):
     """The telemetry of a capability; `provider` is the one of OpenTelemetry that was made for it."""
 
@@ -332,29 +357,39 @@ class _Observed(NamedTuple):
             effect, mend = "observability is off", "mend the setting"
             found = Finding("observability-invalid", "error", f"{error}.", effect, mend, at)
             return cls(Telemetry(document.label, Observability.read(None)), None, (found,))
-        problem: tuple[str, str] | None = None
-        endpoint: str | None = None
-        if settings.otlp_endpoint is not None:
-            try:
-                endpoint = Binds(document.binds, environ, files=files).secret(settings.otlp_endpoint)()
-            except AppError as error:
-                problem = f"The OTLP endpoint is not known: {error.message}", "give the variable a value"
+        endpoint, problem = _otlp_endpoint(document, settings, environ, files=files)
         resolved = replace(settings, otlp_endpoint=endpoint)
-        if previous is not None and previous.telemetry.settings == resolved and previous.document.label == document.label:
-            return cls(previous.telemetry, None, ())
         provider = None
-        if endpoint is not None:
-            try:
-                otlp = importlib.import_module("toolcrib.capability.otlp")
-                provider = otlp.span_provider(endpoint, document.label, settings.sampling)
-            except ImportError:
-                problem = "The exporter of spans is not installed.", "pip install 'toolcrib[otel]'"
-        findings: tuple[Finding, ...] = ()
-        if problem is not None:
-            message, mend = problem
-            _log.warning("tracing.inactive", reason=message, mend=mend)
-            findings = (Finding("otlp-inactive", "warning", message, "no spans are exported", mend, at),)
-        return cls(Telemetry(document.label, resolved, provider), provider, findings)
+        goes_on = previous is not None and previous.document.label == document.label
+        if previous is not None and goes_on and previous.telemetry.settings == resolved:
+            telemetry = previous.telemetry
+        else:
+            if endpoint is not None:
+                try:
+                    otlp = importlib.import_module("toolcrib.capability.otlp")
+                    provider = otlp.span_provider(endpoint, document.label, settings.sampling)
+                except ImportError:
+                    problem = "The exporter of spans is not installed", "pip install 'toolcrib[otel]'"
+            telemetry = Telemetry(document.label, resolved, provider)
+        if problem is None:
+            return cls(telemetry, provider, ())
+        message, mend = problem
+        _log.warning("tracing.inactive", reason=message, mend=mend)
+        return cls(
+            telemetry, provider, (Finding("otlp-inactive", "warning", message, "no spans are exported", mend, at),)
+        )
+
+
+def _otlp_endpoint(
+    document: Document, settings: Observability, environ: Mapping[str, str], *, files: bool
+) -> tuple[str | None, tuple[str, str] | None]:
+    """Where spans go, or what is wrong with that and how to mend it."""
+    if settings.otlp_endpoint is None:
+        return None, None
+    try:
+        return Binds(document.binds, environ, files=files).secret(settings.otlp_endpoint)(), None
+    except AppError as error:
+        return None, (f"The OTLP endpoint is not known: {error.message.rstrip('.')}", "give the variable a value")
 
 
 async def _shut_down(provider: Any) -> None:

@@ -20,7 +20,7 @@ from toolcrib.capability.spec import Mark
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a file may cost: bytes of text, levels of nesting, nodes once aliases are followed."""
+    """What a file may cost: bytes of text, levels of nesting, nodes once aliases are followed (long texts are several)."""
 
     size: int = 4 << 20
     depth: int = 100
@@ -111,6 +111,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FORBIDDEN = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DIRECTIVE = re.compile(r"^%", re.MULTILINE)
 _MAX_DIRECTIVES = 16  # the parser compares each with all before it
+_CHARACTERS_A_NODE = 256  # a long text that many aliases repeat must not come cheaper than many values
 _SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,300})(?:\.[0-9]{1,300})?(?:[eE][-+]?[0-9]{1,3})?")
@@ -193,15 +194,16 @@ class _Builder:
         if "\0" in text:
             _refuse("yaml-encoding", "It holds a NUL character", "leave it out", at)
         is_plain = event.implicit[0] or event.tag not in {None, "!", _CORE + "str"}
-        self._count(1, 1, at)
+        size = 1 + len(text) // _CHARACTERS_A_NODE
+        self._count(size, 1, at)
         frame = self._open[-1] if self._open else None
         if frame is not None and isinstance(frame.value, dict) and frame.key is None:
             frame.key = (text, at)
             frame.is_merge = is_plain and text == "<<"
             if event.anchor is not None:
-                self._anchors[event.anchor] = Node(text, at, text)
+                self._anchors[event.anchor] = Node(text, at, text, size)
             return
-        self._add(Node(_scalar(text) if is_plain else text, self._place(at), text), event.anchor)
+        self._add(Node(_scalar(text) if is_plain else text, self._place(at), text, size), event.anchor)
 
     def _place(self, at: Mark) -> Mark:
         """Where the next value is said to stand: at its key, if it has one."""

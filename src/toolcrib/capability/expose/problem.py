@@ -30,6 +30,8 @@ _STATUS: Final[Mapping[Kind, int]] = {
     Kind.UPSTREAM: 502,
     Kind.UNAVAILABLE: 503,
 }
+# What the file exposes and cannot do, however often somebody asks: not the same as being unable to do it now.
+_NEVER: Final = frozenset({"call.unresolved", "ref.unresolved", "action.invalid", "action.missing", "input.invalid"})
 _RETRY_S: Final = 1  # what a refused caller is told to wait when nobody knows better
 
 
@@ -44,7 +46,7 @@ def status_of(error: AppError) -> int:
         return 504
     if error.kind is Kind.INVALID and error.code.endswith(".too_large"):
         return 413
-    return _STATUS[error.kind]
+    return 501 if error.code in _NEVER else _STATUS[error.kind]
 
 
 def title_of(status: int) -> str:

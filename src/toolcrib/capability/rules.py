@@ -1,0 +1,113 @@
+"""Every rule that a finding can name, with what it asks for: those of the linter, and those of reading and compiling.
+
+The linter's rules describe themselves; the others are described here, because they are told where they are noticed.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from toolcrib.capability import lint
+
+_OTHERS: Final[Mapping[str, str]] = {
+    # reading
+    "file-unreadable": "The file can be read.",
+    "file-too-large": "The file is no larger than what people write.",
+    "file-refused": "Files are named only where other files may be read.",
+    "not-a-map": "The file holds a map.",
+    "capability-missing": "The file has a capability, or something that it consumes.",
+    "nothing-to-serve": "Something in the file can be used.",
+    "version-missing": "The file says which version of the format it has.",
+    "version-old": "The format is of 0.4 or later.",
+    "version-unknown": "The version is a known one.",
+    "yaml-broken": "The file is YAML.",
+    "yaml-encoding": "The file is UTF-8.",
+    "yaml-documents": "The file holds one document.",
+    "yaml-directives": "The file has no YAML directives.",
+    "yaml-alias": "Aliases do not multiply the file.",
+    "yaml-merge": "Merge keys merge maps.",
+    "yaml-tag": "Values have no tags of their own.",
+    "yaml-key": "Keys are texts.",
+    "yaml-duplicate-key": "A key comes once in a map.",
+    "yaml-too-deep": "The file is not nested deeper than anything people write.",
+    "yaml-too-many-nodes": "The file does not hold more than anything people write.",
+    "unknown-key": "Keys are those of the format, or below `x-toolcrib`.",
+    "wrong-type": "A field holds what the format wants there.",
+    "type-coerced": "Texts are written as texts.",
+    "type-missing": "Entries that come in kinds say their type.",
+    "type-unknown": "A parameter's type is one of the format.",
+    "name-missing": "What is referred to by name has one.",
+    "name-twice": "A name comes once in a list.",
+    "namespace-missing": "Every API and server has a namespace.",
+    "address-long": "An address is no longer than any real one.",
+    "consumes-type": "Consumed APIs are of type http.",
+    "exposes-type": "A server is of type rest, mcp, skill or control.",
+    "transport-unknown": "The transport of an MCP server is http or stdio.",
+    "method-unknown": "A method is one of HTTP.",
+    "input-place-unknown": "An input is in query, header, path, cookie, body or environment.",
+    "inputs-many": "An operation has no more inputs than anything real.",
+    "body-type-unknown": "A body is of a type of the format.",
+    "body-untyped": "A body says its type.",
+    "authentication-unknown": "An authentication is of a type of the format.",
+    "authentication-broken": "An authentication can be read.",
+    "role-unknown": "A prompt speaks as user or assistant.",
+    "action-ambiguous": "What is exposed does one thing: a call, steps or a reference.",
+    "step-type-unknown": "A step is a call, a lookup or a script.",
+    "target-missing": "A mapping says where its value goes.",
+    "target-dropped": "What is referred to could be read itself.",
+    "ref-duplicate": "Functions have names of their own.",
+    "ref-unknown": "A reference names a function of an aggregate.",
+    "skill-tool-source": "A skill's tool comes from a server, or is an instruction.",
+    "skill-location-missing": "A skill with instructions says where they lie.",
+    "skill-source-unknown": "A skill's tools come from servers of the file.",
+    "bind-empty": "A bind names variables.",
+    "bind-key": "A variable of a bind names its key in the source.",
+    "import-missing": "A file that is imported is there.",
+    "import-broken": "A file that is imported can be read.",
+    "import-cycle": "Files do not import each other in a circle.",
+    "import-many": "A file imports no more than anything people write.",
+    "import-nested": "Imports are not nested deeper than anything people write.",
+    "import-outside": "Imported files lie in or below the folder of the file.",
+    "import-unknown": "What is imported is in the file that it comes from.",
+    # compiling
+    "bind-source-broken": "The file of a bind can be read.",
+    "bind-unresolved": "Every variable has a value.",
+    "extension-invalid": "Settings below `x-toolcrib` can be used.",
+    "authentication-invalid": "An authentication has the fields that its type needs.",
+    "operation-invalid": "An operation can be made into a request.",
+    "output-format": "A format's schema can be used.",
+    "input-invalid": "An input's type and pattern can be used.",
+    "action-invalid": "An action can be compiled.",
+    "forward-unresolved": "A forward names a consumed API.",
+    "location-missing": "Files that are served are there.",
+    "path-variable-unbound": "Every variable of an upstream path gets its value from the exposed path.",
+    "ref-unresolved": "A reference names a function that is there.",
+    "with-unused": "Entries of `with` name parameters of what is called.",
+    "scripting-invalid": "Settings of scripting can be used.",
+    "observability-invalid": "Settings of observability can be used.",
+    "otlp-inactive": "The collector of spans is known, and the exporter is installed.",
+    # importing OpenAPI
+    "openapi-empty": "The document has operations.",
+    "openapi-not-openapi": "The document is Swagger 2.0, or OpenAPI 3.0 or 3.1.",
+    "openapi-too-large": "The document is no larger than what can be imported.",
+    "openapi-reference-unknown": "References lead to something.",
+    "openapi-reference-remote": "References stay in the document.",
+    "openapi-reference-cyclic": "References do not go in circles.",
+    "openapi-server-relative": "The server's address is whole.",
+    "openapi-server-variable": "The server's variables have defaults.",
+    "openapi-security-unsupported": "The kind of security is one of the format.",
+    "openapi-oauth-interactive": "OAuth works without a person.",
+    "openapi-method-unserved": "Methods are those of the format.",
+    "openapi-name-twice": "Operations have names of their own.",
+    "openapi-name-unusable": "Names can be sent.",
+    "openapi-path-unusable": "Paths can be served.",
+    "openapi-path-query": "Paths hold no query.",
+    "openapi-path-variable-missing": "Path variables are in the path.",
+    "openapi-list-joined": "Lists are sent as repeated parameters.",
+    "openapi-form-undescribed": "Forms name their fields.",
+}
+
+
+def every_rule() -> dict[str, str]:
+    """What each rule asks for, by name in alphabetical order."""
+    own = {name: lint.description(name) or "" for name in lint.RULES}
+    return dict(sorted({**_OTHERS, **own}.items()))
