@@ -38,6 +38,7 @@ def temporary_folder() -> Iterator[Path]:
 def started(*command: str, log: Path | None = None) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A process and the JSON line with which it says that it serves."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TOOLCRIB_")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "src"), environment.get("PYTHONPATH"))))
     with contextlib.ExitStack() as stack:
         errors = stack.enter_context(log.open("w")) if log else None

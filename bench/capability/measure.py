@@ -33,9 +33,9 @@ def measure(timing: Timing, times: int) -> list[dict[str, Any]]:
         with contextlib.ExitStack() as stack:
             plain = _get(f"/ships/{_IMO}")
             doors = peers(stack, folder / "nginx", url, plain, SHIP.decode())
-            process, port = stack.enter_context(_capability(url))
-            rows = cells_of(load, "capability", [*doors, *_doors(process.pid, port)], timing)
-        return [*rows, _start(load, url, times)]
+            doors += _doors(*stack.enter_context(_capability(folder, url)))
+            rows = cells_of(load, "capability", doors, timing)
+        return [*rows, _start(folder, load, url, times)]
 
 
 @contextmanager
@@ -52,10 +52,11 @@ def _upstream(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _capability(url: str) -> Iterator[tuple[Any, int]]:
-    command = (sys.executable, "-m", "bench.capability.host", _FILE, f"registry={url}")
-    with started(*command) as (process, line):
-        yield process, int(line["port"])
+def _capability(folder: Path, url: str) -> Iterator[tuple[int, int]]:
+    """`toolcrib capability serve` on a free port: its pid and the port."""
+    command = (sys.executable, "-m", "toolcrib", "capability", "serve", _FILE, "--base-uri", f"registry={url}")
+    with started(*command, "--port", "0", "--json", log=folder / "serve.log") as (process, line):
+        yield process.pid, int(line["servers"][0]["port"])
 
 
 def _doors(pid: int, port: int) -> list[Door]:
@@ -66,21 +67,21 @@ def _doors(pid: int, port: int) -> list[Door]:
     return doors
 
 
-def _start(load: Load, url: str, times: int) -> dict[str, Any]:
-    """Seconds from the start of the process to its first answer; memory before and after ten seconds of load."""
+def _start(folder: Path, load: Load, url: str, times: int) -> dict[str, Any]:
+    """Seconds from the start of the process to its first answer; memory before and after nine seconds of load."""
     first_s, idle_mb = [], []
     for _ in range(times):
         began = time.perf_counter()
-        with _capability(url) as (process, port):
+        with _capability(folder, url) as (pid, port):
             status, answer = request(("127.0.0.1", port), "GET", f"/ships/{_IMO}/summary")
             first_s.append(time.perf_counter() - began)
             if (status, answer) != (200, SUMMARY):
                 raise Broken(f"the mapped ship: {status} {answer[:500]!r}")
             time.sleep(_SETTLE_S)
-            idle_mb.append(memory(process.pid)[1])
-            for door in _doors(process.pid, port):
+            idle_mb.append(memory(pid)[1])
+            for door in _doors(pid, port):
                 load.run(Job(*door.address, door.request, door.expect, 64, 0.1, 1.0))
-            loaded_mb = memory(process.pid)[1]
+            loaded_mb = memory(pid)[1]
     return {
         "what": "start and memory",
         "answer_s": median(first_s),

@@ -71,7 +71,7 @@ async def open_parts(settings: Settings, database: Database, vault: Vault) -> As
     )
     telemetry.UPSTREAM_SESSIONS.set_function(upstreams.__len__)
     audit = AuditWriter(database)
-    capabilities = Capabilities(outbound)
+    capabilities = Capabilities(outbound, max_result_bytes=settings.max_result_bytes)
 
     def retire(key: str) -> None:
         upstreams.retire(key)

@@ -1,5 +1,6 @@
 """The two contract files as shipped, in front of an upstream that records: every row of "expected", every operation."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -322,6 +323,40 @@ async def test_a_required_body_that_is_absent_is_a_400_and_an_optional_one_is_no
     assert upstream.asked == []
     assert (await customers.rest.post("/v1/customers")).status_code == 201
     assert upstream.only().body == b""
+
+
+async def test_the_caller_s_own_kind_of_json_keeps_its_name(customers: Served, upstream: Recording) -> None:
+    media = "application/merge-patch+json; charset=utf-8"
+    await customers.rest.patch("/v1/customers/c1", content=RAW_BODY, headers={"Content-Type": media})
+    asked = upstream.only()
+    assert (asked.body, asked.get("content-type")) == (RAW_BODY, media)
+
+
+async def test_a_body_without_a_length_is_relayed_and_one_without_end_is_a_413(
+    customers: Served, upstream: Recording
+) -> None:
+    async def pieces(count: int) -> AsyncIterator[bytes]:
+        yield b'{"name": "'
+        for _ in range(count):
+            yield b"x" * 65536
+        yield b'"}'
+
+    assert (await customers.rest.post("/v1/customers", content=pieces(3))).status_code == 201
+    assert len(upstream.only().body) == 3 * 65536 + 12
+    is_problem(await customers.rest.post("/v1/customers", content=pieces(200)), 413)
+    assert upstream.asked == []
+
+
+async def test_calls_at_the_same_time_do_not_mix(customers: Served, backoffice: Served, upstream: Recording) -> None:
+    async def one(number: int) -> None:
+        answer = await customers.rest.get(f"/v1/customers/c{number}")
+        assert answer.content == fingerprint("GET", f"/customers/c{number}")
+        result = await backoffice.call("get-user-credits-request", {"user_id": f"u{number}"})
+        assert result["structuredContent"]["via"] == f"GET /backoffice/users/u{number}/credits"
+
+    await asyncio.gather(*(one(number) for number in range(40)))
+    keys = {(asked.path.split("/")[1], asked.get("authorization")) for asked in upstream.asked}
+    assert keys == {("customers", f"Bearer {CUSTOMERS_KEY}"), ("backoffice", f"Bearer {BACKOFFICE_KEY}")}
 
 
 async def test_an_undescribed_write_relays_any_body_as_it_is(backoffice: Served, upstream: Recording) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from toolcrib.capability.upstream import Upstream, UpstreamRequest, compile_policy
-from toolcrib.core.http import OutboundError
+from toolcrib.core.http import AddressPolicy, OutboundClient, OutboundError
 from toolcrib.errors import RateLimited, Unavailable
 from toolcrib.errors import Upstream as UpstreamFailure
 from upstream_app import App, Asked, Time, Told, app
@@ -163,6 +163,22 @@ async def test_a_call_has_a_time_out():
         with pytest.raises(OutboundError, match=r"did not answer within 0\.05 s") as caught:
             await up(served, Time(), timeout="50ms").send(get(served))
     assert caught.value.code == "outbound.timeout"
+
+
+async def test_connecting_has_a_time_out_of_its_own():
+    async def never(_host: str) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    outbound = OutboundClient(AddressPolicy.parse(["loopback"]), resolver=never)
+    calls = Upstream(outbound, "crm", policy=compile_policy({"connectTimeout": "50ms"}))
+    request = UpstreamRequest("GET", "http://slow.test/")
+    with pytest.raises(OutboundError, match=r"could not connect to slow\.test within 0\.05 s"):
+        await calls.send(request)
+    with pytest.raises(OutboundError, match=r"within 0\.05 s"):
+        async with calls.stream(request):
+            pass
+    await outbound.close()
 
 
 async def test_pauses_that_would_outlast_the_call_are_not_begun():

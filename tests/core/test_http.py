@@ -132,6 +132,16 @@ async def test_connecting_has_a_limit_of_its_own(full_port):
     assert caught.value.code == "outbound.timeout"
 
 
+async def test_a_call_may_have_its_own_limit_for_connecting(full_port):
+    url, said = f"http://127.0.0.1:{full_port}/", rf"^could not connect to 127\.0\.0\.1:{full_port} within 0\.1 s$"
+    async with client(connect_timeout_s=30) as c:
+        with pytest.raises(OutboundError, match=said):
+            await c.request("GET", url, connect_timeout_s=0.1)
+        with pytest.raises(OutboundError, match=said):
+            async with c.stream("GET", url, connect_timeout_s=0.1):
+                pass
+
+
 async def test_an_address_that_swallows_packets_leaves_time_for_the_next(full_port):
     resolve, _ = resolver(["127.0.0.1", "127.0.0.2"])
     async with (

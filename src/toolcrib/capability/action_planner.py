@@ -1,12 +1,12 @@
 """What exposed things and functions do, compiled: calls with their values bound, mocks, references, steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from toolcrib.capability import calls
-from toolcrib.capability.api_planner import Api, ApiPlanner, Consumable
+from toolcrib.capability.api_planner import ApiPlanner, Consumable
 from toolcrib.capability.binding import Binding, Bound, Caller, bind_call
 from toolcrib.capability.binds import Unresolved
 from toolcrib.capability.ground import REFUSED, Ground
@@ -17,7 +17,11 @@ from toolcrib.capability.references import Scope, compile_text, compile_value
 from toolcrib.capability.schema import merged
 from toolcrib.capability.spec import Action, Function, Input, Mark, Output, Step
 from toolcrib.capability.template_text import TemplateInvalid
-from toolcrib.errors import Unavailable
+from toolcrib.errors import Invalid, Unavailable
+
+
+class StepUnknown(ValueError):
+    """A lookup into something that is no earlier step."""
 
 
 @dataclass(slots=True)
@@ -45,7 +49,7 @@ class ActionPlanner:
         for namespace, api in apis.apis.items():
             for found in api.operations.values():
                 binding = bind_call(found.operation, (), Caller(self.scope((), namespace)))
-                self.called[f"{namespace}.{found.operation.name}"] = self._planned(api, found, binding, None)
+                self.called[f"{namespace}.{found.operation.name}"] = self._planned(found, binding, None)
         for name, (function, namespace) in self.functions.items():
             built = self.action(function.action, Caller(self.scope(function.inputs, namespace)), name, function.at)
             self.called.setdefault(name, built.action)
@@ -66,6 +70,10 @@ class ActionPlanner:
             return self._mock(action, caller, name, at)
         except Unresolved as unresolved:
             return Built(calls.Broken(unresolved.refusal()))
+        except StepUnknown as error:
+            message = f"{name} cannot run: {error}."
+            self.ground.error("step-unknown", message, REFUSED, "name an earlier step", at)
+            return Built(calls.Broken(Invalid("step.index_unknown", message)))
         except (TemplateInvalid, ValueError) as error:
             message = f"{name} cannot run: {error}."
             self.ground.error("action-invalid", message, REFUSED, "mend what the message names", at)
@@ -74,9 +82,9 @@ class ActionPlanner:
     def _outputs(self, outputs: tuple[Output, ...], scope: Scope) -> OutputPlan | None:
         return compile_outputs(outputs, partial(compile_text, scope=scope)) if outputs else None
 
-    def _planned(self, api: Api, found: Consumable, binding: Binding, outputs: OutputPlan | None) -> calls.Call:
+    def _planned(self, found: Consumable, binding: Binding, outputs: OutputPlan | None) -> calls.Call:
         return calls.Call(
-            found.operation, api.upstream, found.format, tuple(binding.sources), outputs,
+            found.operation, found.upstream, found.format, tuple(binding.sources), outputs,
             self.ground.means.telemetry.recorder, found.pagination,
         )  # fmt: skip
 
@@ -88,11 +96,10 @@ class ActionPlanner:
             message = f"{name} calls {action.call}, which no consumed API has."
             self.ground.error("call-unresolved", message, REFUSED, "write namespace.operation of a consumed API", at)
             return Built(calls.Broken(Unavailable("call.unresolved", message)))
-        api, consumable = found
-        operation = consumable.operation
+        operation = found.operation
         binding = self._bind(operation, action, caller, name, at)
         outputs = self._outputs(action.outputs, caller.scope)
-        call = self._planned(api, consumable, binding, outputs)
+        call = self._planned(found, binding, outputs)
         open_query = operation.method == "GET" and not operation.declares_query
         return Built(call, _inferred(binding, caller), tuple(binding.bound), outputs, open_query)
 
@@ -132,34 +139,32 @@ class ActionPlanner:
             self.ground.error("ref-unresolved", message, REFUSED, "write namespace.function of an aggregate", at)
             return Built(calls.Broken(Unavailable("ref.unresolved", message)))
         function, namespace = found
-        inner = self.action(function.action, Caller(self.scope(function.inputs, namespace)), action.ref or "", at)
+        inside = function.action if function.action.outputs else replace(function.action, outputs=action.outputs)
+        inner = self.action(inside, Caller(self.scope(function.inputs, namespace)), action.ref or "", at)
         values = tuple((entry.key, compile_value(entry.value, caller.scope)) for entry in action.with_)
-        outputs = None if function.action.outputs else self._outputs(action.outputs, caller.scope)
         taken = {entry.key for entry in action.with_}
         needed = {item.name: Slot(item.name, "template", item.required is not False, item) for item in function.inputs}
         needed = {key: slot for key, slot in {**inner.inferred, **needed}.items() if key not in taken}
-        run = calls.Given(inner.action, values, outputs)
-        shape = inner.outputs or outputs
-        return Built(run, {**_noted(caller.scope), **needed}, inner.bound, shape)
+        run = calls.Given(inner.action, values)
+        return Built(run, {**_noted(caller.scope), **needed}, inner.bound, inner.outputs)
 
     def _steps(self, action: Action, caller: Caller, name: str) -> Built:
         built: list[calls.CallStep | calls.LookupStep | calls.ScriptStep] = []
         inferred: list[Mapping[str, Slot]] = []
         bound: list[Bound] = []
         seen: set[str] = set()
+        given = caller.scope.declared | {entry.key for entry in action.with_}
         for step in action.steps:
-            scope = self.scope((), "", frozenset(seen))
-            scope = Scope(self.ground.binds, caller.scope.namespaces, caller.scope.declared, frozenset(seen))
+            scope = Scope(self.ground.binds, caller.scope.namespaces, given, frozenset(seen))
             at_step = Caller(scope, caller.path, caller.rest, step.at)
             match step.type:
                 case "call":
                     found = self.apis.find(step.call or "")
                     if found is None:
                         raise ValueError(f"the step {step.name} calls {step.call}, which no consumed API has")
-                    api, consumable = found
-                    binding = self._bind(consumable.operation, step, at_step, f"{name}/{step.name}", step.at)
-                    call = self._planned(api, consumable, binding, None)
-                    store = named_outputs(consumable.outputs, partial(compile_text, scope=scope))
+                    binding = self._bind(found.operation, step, at_step, f"{name}/{step.name}", step.at)
+                    call = self._planned(found, binding, None)
+                    store = named_outputs(found.outputs, partial(compile_text, scope=scope))
                     built.append(calls.CallStep(step.name, call, store))
                     inferred.append(_inferred(binding, at_step))
                     bound += [Bound(f"{step.name}/{b.slot}", b.kind, b.source, b.required) for b in binding.bound]
@@ -187,13 +192,12 @@ class ActionPlanner:
         if action.with_:
             values = tuple((e.key, compile_value(e.value, caller.scope)) for e in action.with_)
             run = calls.Given(run, values)
-        shown = {k: s for k, s in merged(inferred).items() if k not in {e.key for e in action.with_}}
-        return Built(run, {**_noted(caller.scope), **shown}, tuple(bound))
+        return Built(run, {**_noted(caller.scope), **merged(inferred)}, tuple(bound))
 
     @staticmethod
     def _lookup(step: Step, scope: Scope, seen: set[str]) -> calls.LookupStep:
         if step.index not in seen:
-            raise ValueError(f"the step {step.name} looks into {step.index}, which is no step before it")
+            raise StepUnknown(f"the step {step.name} looks into {step.index}, which is no step before it")
         if not step.match or step.lookup_value is None or not step.output_names:
             raise ValueError(f"the lookup step {step.name} needs match, lookupValue and outputParameters")
         text = step.lookup_value

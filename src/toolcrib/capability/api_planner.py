@@ -5,6 +5,7 @@ from pathlib import Path
 
 from toolcrib.capability.formats import Format, open_format
 from toolcrib.capability.ground import REFUSED, Ground
+from toolcrib.capability.names import normalise
 from toolcrib.capability.operation import Operation, compile_operation
 from toolcrib.capability.spec import Auth, Consumed, ConsumedOperation, Mark, Output
 from toolcrib.capability.upstream import (
@@ -36,6 +37,7 @@ class Consumable:
     """A consumed operation, and what its answers are."""
 
     operation: Operation
+    upstream: Upstream
     format: Format
     outputs: tuple[Output, ...]
     pagination: Pagination | None
@@ -50,22 +52,22 @@ class ApiPlanner:
         for consumed in ground.document.consumes:
             self._api(consumed)
 
-    def find(self, target: str) -> "tuple[Api, Consumable] | None":
+    def find(self, target: str) -> Consumable | None:
         """The consumed operation behind `namespace.operation`; a namespace or a name may have dots."""
         for i, char in enumerate(target):
             if char == "." and (api := self.apis.get(target[:i])) and (found := api.operations.get(target[i + 1 :])):
-                return api, found
+                return found
         return None
 
     def _api(self, consumed: Consumed) -> None:
-        known = self.apis.get(consumed.namespace)
         base_uri = self._base_uri(consumed)
-        api = known or Api(consumed, *self._upstream(consumed), base_uri, {})
-        self.apis[consumed.namespace] = api
+        api = Api(consumed, *self._upstream(consumed), base_uri, {})
+        # of two entries with one namespace each keeps its address and its credentials; the first operation counts
+        operations = self.apis.setdefault(consumed.namespace, api).operations
         fields = credential_fields(consumed.authentication)
         for resource in consumed.resources:
             for item in resource.operations:
-                if item.name in api.operations:
+                if item.name in operations:
                     continue
                 operation = compile_operation(
                     consumed, resource, item, self.ground.binds,
@@ -78,7 +80,7 @@ class ApiPlanner:
                         "operation-invalid", operation.broken.message, REFUSED, "mend the template", item.at
                     )
                 pages = self._extended(operation, item, api.upstream.policy)
-                api.operations[item.name] = Consumable(operation, form, item.outputs, pages)
+                operations[item.name] = Consumable(operation, api.upstream, form, item.outputs, pages)
 
     def _upstream(self, consumed: Consumed) -> tuple[Upstream, AppError | None]:
         try:
@@ -133,10 +135,10 @@ class ApiPlanner:
 
 
 def credential_fields(auth: Auth | None) -> frozenset[tuple[str, str]]:
-    """What authentication sets, so that no caller can."""
+    """What authentication sets, as place and normalised name, so that no caller can."""
     if auth is None:
         return frozenset()
     if auth.type == "apikey":
         place = str(auth.fields.get("placement") or "header").lower()
-        return frozenset({(place, str(auth.fields.get("key", "")).lower())})
+        return frozenset({(place, normalise(str(auth.fields.get("key", ""))))})
     return frozenset({("header", "authorization")})

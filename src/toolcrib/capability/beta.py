@@ -1,4 +1,4 @@
-"""The spellings of later versions of the format, read as those of 1.0.0-alpha2.
+"""The spellings of later versions of the format, and of published files, read as those of 1.0.0-alpha2.
 
 Lists may be maps whose keys are the names of the entries; some fields have other names. Both are taken whatever version
 a file says it has: files in the wild mix them.
@@ -22,6 +22,9 @@ _SPELLINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "import": {"from": "location"},
     "input": {"template": "value"},
     "forward": {"target": "targetNamespace"},
+    "consumed API": {"auth": "authentication", "baseUrl": "baseUri"},
+    "consumed operation": {"id": "name", "operationId": "name"},
+    "operation": {"id": "name", "operationId": "name"},
 }
 
 

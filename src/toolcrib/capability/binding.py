@@ -61,13 +61,16 @@ def bind_call(operation: Operation, entries: tuple[WithEntry, ...], caller: Call
     rest: list[Slot] = []
     for slot in operation.slots.values():
         key = match(_bare(slot, caller), given)
+        if key is None and slot.name == operation.body_slot and "body" in given:
+            key = "body"
         if key is None:
             rest.append(slot)
             continue
         used.add(key)
         _bind_entry(binding, slot, given[key], caller)
     binding.unused = [entry for key, entry in given.items() if key not in used]
-    free = [name for name in caller.path if name not in caller.scope.noted]
+    noted = {match(name, caller.path) for name in caller.scope.noted}
+    free = [name for name in caller.path if name not in noted]
     later = [slot for slot in rest if not _bind_declared(binding, slot, caller, free)]
     open_paths = [slot for slot in later if slot.kind == "path"]
     positional = caller.rest and open_paths and len(open_paths) == len(free)
@@ -168,7 +171,8 @@ def _bind_body(binding: Binding, slot: Slot, operation: Operation, caller: Calle
     name = slot.name
     if operation.body_slot != name:  # one of several members
         binding.inferred.setdefault(name, slot)
-        _add(binding, slot, read(name), f"body member {name}" if caller.rest else f"argument {name}")
+        words = "body member" if caller.rest else "argument"
+        _add(binding, slot, lambda inputs: inputs.member(name), f"{words} {name}")
         return
     if caller.rest:
         _add(binding, slot, lambda inputs: inputs.body(), "the request body")

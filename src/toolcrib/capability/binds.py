@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import yaml
 
 from toolcrib.capability.findings import CapabilityInvalid, Finding
+from toolcrib.capability.names import match
 from toolcrib.capability.spec import Bind, Mark
 from toolcrib.capability.template_text import Variable, parse
 from toolcrib.errors import Unavailable
@@ -102,6 +103,13 @@ class Binds:
             raise Unresolved([name])
         return value
 
+    def fallback(self, name: str) -> str | None:
+        """What stands for a variable of a base URI that nobody gives: a bind that means it, else the environment."""
+        known = match(name, self._flat)
+        if known is not None:
+            return self._flat[known]
+        return self._environ.get(name) or self._environ.get(name.upper().replace("-", "_")) or None
+
     def environment(self, name: str) -> str | None:
         """A variable of the environment, for inputs with `in: environment`."""
         return self._environ.get(name)
@@ -117,7 +125,7 @@ class Binds:
         for variable, key in bind.keys.items():
             self._declared.update((variable, f"{bind.namespace}.{variable}"))
             found = source.get(key)
-            text = "" if found is None else found if isinstance(found, str) else json.dumps(found)
+            text = "" if found is None else found if isinstance(found, str) else json.dumps(found, default=str)
             if not text:
                 self.missing.append(Missing(variable, f"{key} in {shown}", bind.at))
                 continue

@@ -138,13 +138,17 @@ class Call:
         return self.format.decode(body, charset)
 
     async def tree(self, response: OutboundResponse) -> Any:
-        """The answer's body as a tree for later steps; MISSING when it is none."""
+        """The answer's body as a tree for later steps; MISSING when it is none.
+
+        Raises:
+            Upstream: a success is not what the file says it is; without a word about it, JSON is only a guess.
+        """
         if not response.body:
             return MISSING
         try:
             return await self._decoded(response.body, response.headers.get("content-type"))
         except UpstreamFailed:
-            if response.status >= 400:
+            if response.status >= 400 or self.format.is_json:
                 return MISSING
             raise
 
@@ -201,22 +205,11 @@ class Given:
 
     action: Action
     values: tuple[tuple[str, Source], ...]
-    mapped: OutputPlan | None = None
-    always_ok: bool = False
 
     async def run(self, inputs: Inputs) -> Reply:
-        """Run it with the values on top of the inputs, and map what comes back if asked to."""
+        """Run it with the values on top of the inputs."""
         given = {name: value for name, source in self.values if (value := source(inputs)) is not ABSENT}
-        over = Overlay(inputs, given) if given else inputs
-        reply = await self.action.run(over)
-        if self.mapped is None or reply.is_error or not reply.body or self.mapped.identity:
-            return reply
-        try:
-            tree = orjson.loads(reply.body)
-        except orjson.JSONDecodeError:
-            return reply
-        mapped = self.mapped.apply(tree, over)
-        return reply if mapped is MISSING else Reply(reply.status, as_json(mapped), JSON_MEDIA, reply.headers)
+        return await self.action.run(Overlay(inputs, given) if given else inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +297,10 @@ class Steps:
             if found:
                 return Reply(200, as_json(found), JSON_MEDIA)
         if last is None:
-            value = stored.get(self.steps[-1].name, MISSING) if self.steps else MISSING
+            value = stored.get(self.steps[-1].name, MISSING)
+            if value is not MISSING and self.outputs is not None:
+                mapped = self.outputs.apply(value, scope)
+                value = value if mapped is MISSING else mapped
             return Reply(204) if value is MISSING else Reply(200, as_json(value), JSON_MEDIA)
         call, response = last
         return await replace(call, outputs=self.outputs).shape(response, scope)

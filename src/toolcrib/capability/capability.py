@@ -349,7 +349,8 @@ class _Observed(NamedTuple):
         Raises:
             CapabilityInvalid: a bind's file is broken.
         """
-        control = next((s for s in document.servers if isinstance(s, ControlServer)), None)
+        # of a file that may read no others no control server is served; nor may it name a collector that we would call
+        control = next((s for s in document.servers if isinstance(s, ControlServer)), None) if files else None
         at = control.at if control is not None else document.at
         try:
             settings = Observability.read(control)

@@ -5,8 +5,10 @@ only when it is the only one. In a request, path variables come before the query
 body, those before headers and cookies. Declared inputs are checked and converted once, before anything is looked up.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote_plus
 
@@ -15,12 +17,13 @@ import orjson
 from toolcrib.capability.jsonpath import compile_path
 from toolcrib.capability.names import match
 from toolcrib.capability.spec import ABSENT, Input
-from toolcrib.capability.templates import RawBody
+from toolcrib.capability.templates import RawBody, as_text
 from toolcrib.errors import Invalid
 
 _SCOPES = {"path": "path", "query": "query", "header": "headers", "headers": "headers", "cookie": "cookies"}
 _SCOPES["cookies"] = "cookies"
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
+_SCALAR = str | int | float  # bool is an int
 _QUERY = re.compile(r"[!$-~]*")  # what may stand in a request line; no #
 _QUERY_SAFE = "%!$'()*+,;:@/?[]-._~=&"
 # Facts about the connection, not parameters: never taken for one unless the capability declares it.
@@ -63,8 +66,10 @@ class Inputs:
 
     def body(self) -> Any:
         """The whole body: the argument `body`, else all arguments that nothing else was made of."""
-        if "body" in self.declared:
-            return self.declared["body"]
+        key = match("body", self.declared)
+        if key is not None:
+            self.used.add(key)
+            return self.declared[key]
         rest = {name: value for name, value in self.declared.items() if name not in self.used}
         return rest or ABSENT
 
@@ -79,6 +84,10 @@ class Inputs:
     def open_query(self) -> str:
         """A query string to pass on as it is."""
         return ""
+
+    def member(self, name: str) -> Any:
+        """What fills a member of an upstream body."""
+        return self.get(name)
 
     def header(self, name: str) -> Any:
         """What may fill an upstream header of that name."""
@@ -124,9 +133,9 @@ class RestInputs(Inputs):
     def open_query(self) -> str:
         """The part of the query that nothing took, as it was sent, if it may go on."""
         text = self._query_string.decode("latin-1") if self.passes_query else ""
-        if not text or not _QUERY.fullmatch(text):
-            return quote(text, safe=_QUERY_SAFE)
-        if not self.used:
+        if not _QUERY.fullmatch(text):
+            text = quote(self._query_string, safe=_QUERY_SAFE)
+        if not text or not self.used:
             return text
         pairs = [pair for pair in text.split("&") if unquote_plus(pair.partition("=")[0]) not in self.used]
         return "&".join(pairs)
@@ -162,8 +171,12 @@ class RestInputs(Inputs):
 
     @property
     def members(self) -> dict[str, Any]:
-        """The members of a JSON body that is an object."""
-        tree = self.content.tree() if self.content is not None else None
+        """The members of a JSON body that is an object. Raises Invalid when it calls itself JSON and is not."""
+        if self.content is None:
+            return {}
+        tree = self.content.tree()
+        if tree is ABSENT:
+            self.content.check()
         return tree if isinstance(tree, dict) else {}
 
     def get(self, name: str) -> Any:
@@ -176,6 +189,8 @@ class RestInputs(Inputs):
             source: Mapping[str, Any] = getattr(self, _SCOPES[first])
             key = match(rest, source)
             if key is not None:
+                if first == "query":
+                    self.used.add(key)
                 return source[key]
         return dig(self.named(first), rest)
 
@@ -185,11 +200,9 @@ class RestInputs(Inputs):
             return self.declared[name]
         if name == "body":
             return self.body()
-        for source in (self.declared, self.path, self.query, self.members):
-            if source and (key := match(name, source)) is not None:
-                if source is self._query:
-                    self.used.add(key)
-                return source[key]
+        found = self.auto(name, members=True)
+        if found is not ABSENT or match(name, self.declared) is not None:
+            return found
         key = match(name, (h for h in self.headers if h not in PLUMBING))
         if key is not None:
             return self.headers[key]
@@ -199,17 +212,25 @@ class RestInputs(Inputs):
     def known(self) -> dict[str, Any]:
         """Declared inputs, path variables, the query and members of the body."""
         body = {} if self.content is None else {"body": self.content}
-        return {**self.members, **self.query, **self.path, **self.declared, **body}
+        declared = {name: value for name, value in self.declared.items() if value is not ABSENT}
+        return {**self.members, **self.query, **self.path, **declared, **body}
 
     def auto(self, name: str, *, members: bool) -> Any:
         """As above, but never a header or a cookie; of the body only with `members`."""
-        sources = (self.declared, self.path, self.query, self.members if members else {})
-        for source in sources:
+        for source in (self.declared, self.path):
             if source and (key := match(name, source)) is not None:
-                if source is self._query:
-                    self.used.add(key)
                 return source[key]
-        return ABSENT
+        if self._query_string and (key := match(name, self.query)) is not None:
+            self.used.add(key)
+            return self.query[key]
+        body = self.members if members else {}
+        return ABSENT if (key := match_or_none(name, body)) is None else body[key]
+
+    def member(self, name: str) -> Any:
+        """The member of the caller's own body of that name, else a parameter."""
+        if match_or_none(name, self.declared) is None and (key := match_or_none(name, self.members)) is not None:
+            return self.members[key]
+        return self.auto(name, members=False)
 
     def body(self) -> Any:
         """The body as it came; ABSENT when there is none."""
@@ -226,7 +247,8 @@ class RestInputs(Inputs):
         """The caller's own cookie of that name, else a parameter."""
         if name in self.declared:
             return self.declared[name]
-        return self.cookies.get(name, ABSENT) if "cookie" in self.headers else self.auto(name, members=False)
+        found = self.cookies.get(name) if "cookie" in self.headers else None
+        return found if found is not None else self.auto(name, members=False)
 
 
 Read = Callable[[RestInputs], Any]
@@ -236,6 +258,9 @@ def compile_declared(
     inputs: tuple[Input, ...], environment: Callable[[str], str | None]
 ) -> Callable[[RestInputs], None] | None:
     """What checks and converts the declared inputs of an exposed operation and puts them into `declared`.
+
+    Raises:
+        ValueError: a pattern or a path is broken.
 
     Raises at the call:
         Invalid: a required input is absent, or one has the wrong type, shape or value; `field` is its name.
@@ -257,6 +282,7 @@ def compile_declared(
                         f"The {item.location or 'body'} parameter {item.name} is required.",
                         field=item.name,
                     )
+                declared[item.name] = ABSENT  # it has its place: nothing unchecked may stand in for it
                 continue
             declared[item.name] = check(value) if check is not None else value
         request.declared = declared
@@ -318,7 +344,7 @@ def _body_input(request: RestInputs, item: Input) -> Any:
     if key is not None:
         return request.members[key]
     tree = request.content.tree()
-    if tree is ABSENT:
+    if tree is ABSENT:  # `members` has refused what calls itself JSON and is not
         return request.content
     # Of an object without that member, a scalar or a list was not meant to be the whole.
     if isinstance(tree, dict) and (item.type not in {None, "object"} or item.required is False):
@@ -329,7 +355,8 @@ def _body_input(request: RestInputs, item: Input) -> Any:
 def _checker(item: Input) -> Callable[[Any], Any] | None:
     kind = item.type
     # `pattern` belongs to the capability's author; it is matched anywhere in the text, as JSON Schema has it
-    pattern = re.compile(item.pattern) if item.pattern else None
+    pattern = _pattern(item)
+    allowed = frozenset(map(as_text, item.enum))
     convert = _CONVERT.get(kind or "")
     if convert is None and pattern is None and not item.enum:
         return None
@@ -339,22 +366,36 @@ def _checker(item: Input) -> Callable[[Any], Any] | None:
             new = convert(value) if convert is not None else value
         except ValueError:
             raise Invalid("parameter.type", f"{item.name} must be of type {kind}.", field=item.name) from None
-        if pattern is not None and not (isinstance(new, str) and pattern.search(new)):
+        if pattern is not None and not (isinstance(value, _SCALAR) and pattern.search(as_text(value))):
             raise Invalid("parameter.pattern", f"{item.name} does not match {item.pattern}.", field=item.name)
-        if item.enum and new not in item.enum:
-            allowed = ", ".join(map(str, item.enum))
-            raise Invalid("parameter.enum", f"{item.name} must be one of {allowed}.", field=item.name)
+        if allowed and as_text(new) not in allowed:
+            known = ", ".join(map(as_text, item.enum))
+            raise Invalid("parameter.enum", f"{item.name} must be one of {known}.", field=item.name)
         return new
 
     return check
 
 
+def _pattern(item: Input) -> re.Pattern[str] | None:
+    try:
+        return re.compile(item.pattern) if item.pattern else None
+    except re.error as error:
+        raise ValueError(f"the pattern of {item.name} is broken: {error}") from None
+
+
 def _number(value: Any) -> Any:
+    """A number; one that a float cannot hold exactly stays the text that it is."""
+    if isinstance(value, RawBody):
+        value = value.tree()
     if isinstance(value, str):
         if not _NUMBER.fullmatch(value):
             raise ValueError
-        number = orjson.loads(value)
-        return number if str(number) == value else value  # 12.50 stays as written
+        if value.lstrip("-").isdigit():
+            return int(value)
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number if Decimal(value) == Decimal(repr(number)) else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return _fail()
     return value
@@ -362,14 +403,14 @@ def _number(value: Any) -> Any:
 
 def _integer(value: Any) -> Any:
     number = _number(value)
-    if isinstance(number, float) and not number.is_integer():
-        raise ValueError
-    if isinstance(number, str):
-        return _fail()
-    return number
+    if isinstance(number, int):
+        return number
+    return int(number) if isinstance(number, float) and number.is_integer() else _fail()
 
 
 def _boolean(value: Any) -> bool:
+    if isinstance(value, RawBody):
+        value = value.tree()
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.lower() in {"true", "false", "1", "0"}:
@@ -409,6 +450,21 @@ def _object(value: Any) -> Any:
         except orjson.JSONDecodeError:
             raise ValueError from None
     return value if isinstance(value, dict) else _fail()
+
+
+def to_declared(kind: str | None) -> Callable[[Any], Any] | None:
+    """What makes a value of a declared type of a text; texts that spell none stay. None where texts are meant."""
+    convert = _CONVERT.get(kind or "") if kind in {"number", "integer", "boolean"} else None
+    if convert is None:
+        return None
+
+    def to(value: Any) -> Any:
+        try:
+            return convert(value)
+        except ValueError:
+            return value
+
+    return to
 
 
 def _fail() -> Any:

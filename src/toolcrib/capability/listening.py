@@ -20,7 +20,7 @@ from toolcrib.capability.spec import ControlServer, McpServer, RestServer, Serve
 from toolcrib.core.web_server import WebServer, web_server, web_server_socket
 from toolcrib.errors import Unavailable
 
-GRACE_S: Final = 5  # for requests under way when a listener stops
+GRACE_S: Final = 4  # for requests under way when a host stops
 _USUAL: Final = {"rest": 8080, "mcp": 9090, "skill": 8090, "control": 9099}
 _PATHS: Final = {"mcp": "/mcp", "skill": "/skills"}
 
@@ -203,7 +203,7 @@ class Door:
 
     async def start(self) -> None:
         """Serve; returns when requests are taken."""
-        self._server = server = web_server(self, grace_s=GRACE_S)
+        self._server = server = web_server(self, grace_s=GRACE_S + 1)
         self._task = task = asyncio.create_task(server.serve(sockets=[self._socket] if self._socket else []))
         while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn sets no event
             await asyncio.sleep(0.005)
@@ -223,7 +223,7 @@ class Door:
             self._socket.close()
 
     def hurry(self) -> None:
-        """Break off what is under way when it stops."""
+        """Wait no longer for what is under way."""
         if self._server is not None:
             self._server.force_exit = True
 

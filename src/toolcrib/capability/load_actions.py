@@ -1,7 +1,6 @@
-"""Reads what consumed and exposed operations share: inputs, outputs, authentication, bodies, steps and actions.
+"""Reads what consumed and exposed operations share: inputs, outputs, bodies, steps and actions.
 
-A part that decides what a call does (`call`, `with`, `steps`, a body) makes its operation unusable when it is broken;
-broken authentication makes its whole API or server unusable, so that nothing runs without the protection it was given.
+A part that decides what a call does (`call`, `with`, `steps`, a body) makes its operation unusable when it is broken.
 """
 
 import itertools
@@ -14,7 +13,6 @@ from toolcrib.capability.load_fields import Record, Unusable, kind, short
 from toolcrib.capability.spec import (
     ABSENT,
     Action,
-    Auth,
     Body,
     BodyType,
     Input,
@@ -41,11 +39,6 @@ STEP = kind(
     "dependencies",
 )
 MAPPING = kind("step mapping", "targetName value description")
-AUTH = kind(
-    "authentication",
-    "type username password token key value placement authorizationServerUri resource scopes audience tokenEndpoint "
-    "tokenValidation clientId clientSecret description",
-)
 BODY = kind("body", "type data")
 ACTION_FIELDS: Final = "call with steps mappings ref outputParameters"
 
@@ -59,23 +52,20 @@ _TYPES: Final[dict[str, str | None]] = {
     "list": "array",
     "map": "object",
 }
+_MEDIA: Final[dict[str, BodyType]] = {"json": "json", "xml": "xml", "xwwwformurlencoded": "formUrlEncoded"}
 _BODY_TYPES: Final[dict[str, BodyType]] = {
     "json": "json",
     "text": "text",
     "xml": "xml",
     "sparql": "sparql",
-    "formurlencoded": "formUrlEncoded",
-    "multipartform": "multipartForm",
+    **dict.fromkeys(("formurlencoded", "form", "urlencoded", "xwwwformurlencoded"), "formUrlEncoded"),
+    **dict.fromkeys(("multipartform", "multipart", "formdata", "multipartformdata"), "multipartForm"),
+    **{f"application{name}": type_ for name, type_ in _MEDIA.items()},
+    "textplain": "text",
+    "textxml": "xml",
 }
 _STEP_TYPES: Final = {"call": "call", "index": "lookup", "file": "script"}
 _STEP_NEEDS: Final = {"call": ("call",), "lookup": ("index", "match", "lookupValue"), "script": ("file",)}
-_AUTH_NEEDS: Final[dict[str, tuple[str, ...]]] = {
-    "basic": ("username",),
-    "digest": ("username", "password"),
-    "bearer": ("token",),
-    "apikey": ("key", "value"),
-    "oauth2": (),
-}
 _NESTING = frozenset({"properties", "items", "values"})  # the fields of an output that are maps themselves
 _PATH = re.compile(r"\$(?:$|[.\[])")
 
@@ -139,40 +129,6 @@ def read_output(record: Record) -> Output:
     )
 
 
-def read_auth(owner: Record, *, is_server: bool) -> Auth | None:
-    """The authentication of an API or a server; raises Unusable when it cannot be honoured."""
-    record = owner.record("authentication", AUTH)
-    if record is None:
-        if owner.is_written("authentication"):
-            owner.unusable(
-                "authentication-broken",
-                f"The authentication of the {owner.kind.name} is empty",
-                "write its type and credentials, or leave it out",
-                owner.at_field("authentication"),
-            )
-        return None
-    type_ = (record.text("type", needed=True) or "").lower().replace("-", "").replace("_", "")
-    if type_ == "none":
-        return None
-    if type_ not in _AUTH_NEEDS:
-        owner.unusable(
-            "authentication-unknown",
-            f"The authentication of the {owner.kind.name} has the unknown type {short(type_)}",
-            "write basic, bearer, apikey, digest or oauth2",
-            record.at,
-        )
-    needs = _AUTH_NEEDS[type_] + (("authorizationServerUri",) if type_ == "oauth2" and is_server else ())
-    for field in needs + (("password",) if type_ == "basic" and is_server else ()):
-        if not record.text(field, needed=True):
-            owner.unusable(
-                "authentication-broken",
-                f"The {type_} authentication of the {owner.kind.name} has no {field}",
-                f"give it a {field}, as {{{{VARIABLE}}}} of a bind",
-                record.at,
-            )
-    return Auth(type=type_, fields=record.as_written(skip="type"), at=record.at)
-
-
 def read_body(owner: Record) -> Body | None:
     """The body of a consumed operation; raises Unusable when its type is unknown."""
     node = owner.node("body")
@@ -191,7 +147,7 @@ def read_body(owner: Record) -> Body | None:
         return Body("json", plain(node), node.at)
     record = Record(node, BODY, owner.report)
     written = record.text("type", needed=True) or "json"
-    type_ = _BODY_TYPES.get(written.lower())
+    type_ = _BODY_TYPES.get(re.sub(r"[^a-z]", "", written.lower()))
     if type_ is None:
         owner.unusable(
             "body-type-unknown",

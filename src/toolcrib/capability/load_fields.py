@@ -55,6 +55,10 @@ class Report:
         """It works, perhaps not as meant."""
         self._find(rule, "warning", message, effect, mend, at)
 
+    def note(self, rule: str, message: str, effect: str, mend: str, at: Mark) -> None:
+        """It works as said; worth knowing."""
+        self._find(rule, "note", message, effect, mend, at)
+
     def fatal(self, rule: str, message: str, mend: str, at: Mark) -> NoReturn:
         """Nothing can be served; raises CapabilityInvalid with all that was found, this first."""
         finding = Finding(rule, "error", message, "nothing is served", mend, at)

@@ -4,16 +4,17 @@ A broken entry is dropped with a finding and the others stay; imports have been 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from toolcrib.capability.load_actions import (
     ACTION_FIELDS,
     read_action,
-    read_auth,
     read_body,
     read_inputs,
     read_outputs,
 )
+from toolcrib.capability.load_auth import read_auth
 from toolcrib.capability.load_fields import Record, kind, short
 from toolcrib.capability.spec import (
     Aggregate,
@@ -51,7 +52,7 @@ CONSUMED = kind(
 CONSUMED_RESOURCE = kind("consumed resource", f"{_TOLD} path inputParameters operations")
 CONSUMED_OPERATION = kind(
     "consumed operation",
-    f"{_TOLD} method inputParameters outputRawFormat outputSchema outputParameters body outputMediaType maxBinarySize "
+    f"{_TOLD} method path inputParameters outputRawFormat outputSchema outputParameters body outputMediaType maxBinarySize "
     f"semantics {EXTENSION}",
 )
 EXPOSED = kind(
@@ -138,20 +139,59 @@ def read_consumed(record: Record, folder: str) -> Consumed:
         description=record.text("description"),
         inputs=read_inputs(record, is_shared=True),
         authentication=read_auth(record, is_server=False),
-        resources=record.each("resources", CONSUMED_RESOURCE, _consumed_resource),
+        resources=_resources(record),
         extension=record.map(EXTENSION),
     )
 
 
-def _consumed_resource(record: Record) -> ConsumedResource:
-    return ConsumedResource(
+def _resources(record: Record) -> tuple[ConsumedResource, ...]:
+    """The resources of an API; operations that have a path of their own become resources beside theirs.
+
+    Such a path stands for the whole one in some published files and for what follows that of the resource in others:
+    for the whole one if any in the API begins with the path of its resource.
+    """
+    found = record.each("resources", CONSUMED_RESOURCE, _consumed_resource)
+    own = [(resource.path, path) for resource, paths in found for path in paths if path]
+    whole = any(path == above or path.startswith(f"{above.rstrip('/')}/") for above, path in own if above.strip("/"))
+    resources: list[ConsumedResource] = []
+    for resource, paths in found:
+        parts: dict[str, list[ConsumedOperation]] = {}
+        for path, operation in zip(paths, resource.operations, strict=True):
+            address = _address(resource.path, path, whole=whole)
+            if path and address != resource.path:
+                record.report.note(
+                    "operation-path",
+                    f"The consumed operation {short(operation.name)} has a path of its own",
+                    f"its requests go to {short(address)}",
+                    "write a resource with this path",
+                    operation.at,
+                )
+            parts.setdefault(address, []).append(operation)
+        resources += [replace(resource, path=address, operations=tuple(part)) for address, part in parts.items()]
+        if not parts:
+            resources.append(resource)
+    return tuple(resources)
+
+
+def _address(above: str, own: str, *, whole: bool) -> str:
+    """The path of an operation, given that of its resource and its own."""
+    if not own or whole:
+        return own or above
+    return f"{above.rstrip('/')}/{own.lstrip('/')}" if own.strip("/") else above
+
+
+def _consumed_resource(record: Record) -> tuple[ConsumedResource, tuple[str, ...]]:
+    """A resource, and for each of its operations the path that it has itself."""
+    found = record.each("operations", CONSUMED_OPERATION, lambda r: (_consumed_operation(r), r.address("path")))
+    resource = ConsumedResource(
         name=record.name() or record.text("path") or "",
         path=record.address("path"),
         at=record.at,
         description=record.text("description"),
         inputs=read_inputs(record, is_shared=True),
-        operations=record.each("operations", CONSUMED_OPERATION, _consumed_operation),
+        operations=tuple(operation for operation, _ in found),
     )
+    return resource, tuple(path for _, path in found)
 
 
 def _consumed_operation(record: Record) -> ConsumedOperation:

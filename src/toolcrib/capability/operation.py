@@ -10,7 +10,9 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote_plus
 
 from toolcrib.capability.binds import Binds, Unresolved
-from toolcrib.capability.names import match
+from toolcrib.capability.inputs import to_declared
+from toolcrib.capability.names import match, normalise
+from toolcrib.capability.sparql import sparql_text
 from toolcrib.capability.spec import ABSENT, Body, Consumed, ConsumedOperation, ConsumedResource, Input
 from toolcrib.capability.template_text import TemplateInvalid
 from toolcrib.capability.templates import (
@@ -35,8 +37,14 @@ WRITES = frozenset({"POST", "PUT", "PATCH"})
 RELAYED = "body"  # the slot of a body that nothing describes
 _JSON = "application/json"
 _TEXT_TYPES = {"text": "text/plain; charset=utf-8", "xml": "application/xml", "sparql": "application/sparql-query"}
-_ACCEPT = {"xml": "application/xml", "csv": "text/csv", "html": "text/html"}
-_FRAMING = frozenset({"host", "content-length", "connection", "transfer-encoding", "accept-encoding", "te", "expect"})
+_FORM = "application/x-www-form-urlencoded"
+# Headers of the connection, which nobody but the outbound client sets.
+FRAMING = frozenset(
+    {
+        *("accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization"),
+        *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+    }
+)
 
 Values = dict[str, Any]
 MakeBody = Callable[[Values], tuple[bytes | None, str | None]]
@@ -86,7 +94,9 @@ class Operation:
     broken: AppError | None = None
     policy: Policy | None = None  # where it differs from that of the API
     declares_query: bool = False
-    described: bool = False  # whether a body template or body inputs say what is sent
+    defaults: dict[str, str] = field(default_factory=dict, repr=False)  # of slots that nobody gives
+    typed: list[tuple[str, Callable[[Any], Any]]] = field(default_factory=list)  # slots of bodies that are no texts
+    secret_query: frozenset[str] = frozenset()  # normalised names of query values that only authentication may set
 
     @property
     def path_slots(self) -> list[str]:
@@ -102,10 +112,7 @@ class Operation:
         """
         if self.broken is not None:
             raise self.broken
-        for name, make in self.derived:
-            found = make(values)
-            if found is not ABSENT and found != "":
-                values[name] = found
+        self._complete(values)
         self._must_have(values)
         assert self.base is not None and self.path is not None  # noqa: S101, PT018 - set unless broken
         url = self.base.render(values)
@@ -113,7 +120,7 @@ class Operation:
         if path:
             url = f"{url.rstrip('/')}/{path.lstrip('/')}"
         query = self._query(values)
-        if extra_query:
+        if extra_query and (extra_query := self.harmless(extra_query)):
             query = f"{query}&{extra_query}" if query else extra_query
         if query:
             url = f"{url}{'&' if '?' in url else '?'}{query}"
@@ -124,6 +131,25 @@ class Operation:
         if media is not None and not any(name.lower() == "content-type" for name, _ in headers):
             headers.append(("Content-Type", media))
         return UpstreamRequest(self.method, url, headers, body, f"{self.namespace}.{self.name}", policy=self.policy)
+
+    def _complete(self, values: Values) -> None:
+        """Add what the file says, and bring what is declared to be no text to its type."""
+        for name, text in self.defaults.items():
+            values.setdefault(name, text)
+        for name, convert in self.typed:
+            if isinstance(values.get(name), str):
+                values[name] = convert(values[name])
+        for name, make in self.derived:
+            found = make(values)
+            if found is not ABSENT and found != "":
+                values[name] = found
+
+    def harmless(self, query: str) -> str:
+        """A caller's query without what could pass for credentials, however it is spelled."""
+        if not self.secret_query:
+            return query
+        named = ((normalise(unquote_plus(pair.partition("=")[0]).strip()), pair) for pair in query.split("&"))
+        return "&".join(pair for name, pair in named if name not in self.secret_query)
 
     def _must_have(self, values: Values) -> None:
         for slot in self.slots.values():
@@ -174,22 +200,25 @@ def compile_operation(
         operation: itself.
         binds: the variables of the document.
         base_uri: where the API really is; empty if nobody said.
-        credential_fields: (`header` or `query`, lower-case name) of what authentication sets.
+        credential_fields: (`header` or `query`, normalised name) of what authentication sets.
         relay: whether a write operation that describes no body passes the caller's on.
 
     A template that is broken or needs a bind without value makes an operation whose calls say so.
     """
     op = Operation(consumed.namespace, operation.name, operation.method)
     inputs = _merged(consumed.inputs, resource.inputs, operation.inputs)
-    inputs = [i for i in inputs if (i.location or "query", i.name.lower()) not in credential_fields]
+    inputs = [i for i in inputs if (i.location or "query", normalise(i.name)) not in credential_fields]
+    op.secret_query = frozenset(name for place, name in credential_fields if place == "query")
     try:
         _compile_url(op, base_uri, resource.path, binds)
         _compile_inputs(op, inputs, binds)
-        _compile_body(op, operation.body, [i for i in inputs if i.location == "body"], binds, relay=relay)
+        _compile_body(op, operation.body, inputs, binds, relay=relay)
     except Unresolved as unresolved:
         op.broken = unresolved.refusal()
     except TemplateInvalid as error:
         op.broken = Upstream("operation.invalid", f"{op.namespace}.{op.name} cannot be called: {error}.")
+    except Invalid as error:  # a bind's value cannot be sent; the message does not hold it
+        op.broken = Upstream("operation.invalid", f"{op.namespace}.{op.name} cannot be called: {error.message}")
     if not base_uri and op.broken is None:
         variable = "NAFTIKO_BASE_URI_" + "".join(c if c.isalnum() else "_" for c in consumed.namespace).upper()
         op.broken = Upstream(
@@ -206,7 +235,8 @@ def _merged(*levels: tuple[Input, ...]) -> list[Input]:
     found: dict[tuple[str, str | None], Input] = {}
     for level in levels:
         for item in level:
-            found[item.name, item.location] = item
+            name = item.name.lower() if item.location == "header" else item.name
+            found[name, item.location] = item
     return list(found.values())
 
 
@@ -217,6 +247,7 @@ def _compile_url(op: Operation, base_uri: str, path: str, binds: Binds) -> None:
     op.path = PathTemplate.compile(path, binds)
     for name in (*op.base.names, *op.path.names):
         op.slots.setdefault(name, Slot(name, "path", required=True))
+    op.defaults = {name: text for name in op.base.names if (text := binds.fallback(name)) is not None}
     if mark:
         for pair in filter(None, query.split("&")):
             key, _, text = pair.partition("=")
@@ -233,25 +264,17 @@ def _use(op: Operation, names: tuple[str, ...]) -> None:
 def _compile_inputs(op: Operation, inputs: list[Input], binds: Binds) -> None:
     for item in inputs:
         location = item.location or "query"
-        if location == "body" or (location == "header" and item.name.lower() in _FRAMING):
+        if location == "body" or (location == "header" and item.name.lower() in FRAMING):
             continue
         op.declares_query |= location == "query"
         if item.value is not ABSENT:
             try:
-                value, names = compile_native(item.value, binds)
+                own = _compile_given(op, item, location, binds)
             except Unresolved as unresolved:  # what else the operation takes is still worth knowing
                 op.broken = unresolved.refusal()
                 continue
-            _use(op, names)
-            own = _own_or_given(item.name, value)
-            target = match(item.name, op.path_slots) if location in {"path", "environment"} else item.name
-            if target is not None:
-                op.derived.append((target, value))
-        elif location == "path":
-            continue  # the path's own variable, or one that the path does not have
         else:
-            op.slots.setdefault(item.name, Slot(item.name, location, required=bool(item.required), input=item))
-            own = _slot_value(item.name)
+            own = _compile_open(op, item, location, binds)
         match location:
             case "query":
                 op.query.append(Field(item.name, own))
@@ -259,6 +282,28 @@ def _compile_inputs(op: Operation, inputs: list[Input], binds: Binds) -> None:
                 op.headers.append(Field(item.name, own))
             case "cookie":
                 op.cookies.append(Field(item.name, own))
+
+
+def _compile_given(op: Operation, item: Input, location: str, binds: Binds) -> Native:
+    """An input with a value; what is found is a parameter too."""
+    value, names = compile_native(item.value, binds)
+    _use(op, names)
+    target: str | None = item.name
+    if location in {"path", "environment"}:  # without such a variable in the path, a path value goes nowhere
+        target = match(item.name, op.path_slots) or (item.name if location == "environment" else None)
+    if target is not None:
+        op.derived.append((target, value))
+    return _own_or_given(item.name, value)
+
+
+def _compile_open(op: Operation, item: Input, location: str, binds: Binds) -> Native:
+    """An input whose value the caller has; a path variable is there already, if the path has it at all."""
+    variable = match(item.name, op.path_slots) if location == "environment" else None
+    if variable is not None and (text := binds.environment(item.name)) is not None:
+        op.defaults[variable] = text
+    elif location != "path" and variable is None:
+        op.slots.setdefault(item.name, Slot(item.name, location, required=bool(item.required), input=item))
+    return _slot_value(item.name)
 
 
 def _slot_value(name: str) -> Native:
@@ -283,24 +328,25 @@ def _attach_declarations(op: Operation, inputs: list[Input]) -> None:
             op.slots[name] = Slot(name, slot.kind, slot.required, by_name[key])
 
 
-def _compile_body(op: Operation, body: Body | None, inputs: list[Input], binds: Binds, *, relay: bool) -> None:
+def _compile_body(op: Operation, body: Body | None, every: list[Input], binds: Binds, *, relay: bool) -> None:
+    inputs = [item for item in every if item.location == "body"]
     if body is not None and not (body.data is ABSENT or body.data is None):
-        op.make_body, names = _template_body(body, binds)
-        op.described = True
+        op.make_body, names = _template_body(body, binds, _content_type(every))
         for name in names:
             known = next((item for item in inputs if item.name == name), None)
             slot = Slot(name, "template", required=bool(known and known.required), input=known)
             op.slots.setdefault(name, slot)
+            _type(op, name, known)
         return
-    open_inputs = [item for item in inputs if item.value is ABSENT]
-    if len(inputs) == 1 and open_inputs:
+    if len(inputs) == 1:
         item = inputs[0]
+        if item.value is not ABSENT:
+            op.make_body = _given_body(op, item, binds)
+            return
         op.slots[item.name] = Slot(item.name, "body", required=bool(item.required), input=item)
         op.body_slot = item.name
-        op.described = True
     elif inputs:
         op.make_body = _member_body(op, inputs, binds)
-        op.described = True
         return
     elif body is not None or (relay and op.method in WRITES):
         op.slots[RELAYED] = Slot(RELAYED, "relay", required=False)
@@ -309,17 +355,45 @@ def _compile_body(op: Operation, body: Body | None, inputs: list[Input], binds: 
         op.make_body = _whole_body(op.body_slot)
 
 
-def _whole_body(name: str) -> MakeBody:
+def _type(op: Operation, name: str, declared: Input | None) -> None:
+    """Have what comes as text (a query value, say) stand in a JSON body as the type that is declared for it."""
+    if declared is not None and (convert := to_declared(declared.type)) is not None:
+        op.typed.append((name, convert))
+
+
+def _content_type(inputs: list[Input]) -> str:
+    """The content type that an operation sets itself, if it is a fixed one."""
+    for item in inputs:
+        if item.location == "header" and item.name.lower() == "content-type" and isinstance(item.value, str):
+            return item.value.partition(";")[0].strip().lower()
+    return ""
+
+
+def _given_body(op: Operation, item: Input, binds: Binds) -> MakeBody:
+    """The only body input when it has a value: that is the body."""
+    value, names = compile_native(item.value, binds)
+    _use(op, names)
+    own = _own_or_given(item.name, value)
+
     def make(values: Values) -> tuple[bytes | None, str | None]:
-        value = values.get(name, ABSENT)
-        if value is ABSENT:
-            return None, None
-        if isinstance(value, RawBody):
-            value.check()
-            return value.data, value.content_type or _JSON
-        return as_json(value), _JSON
+        found = own(values)
+        return _written(found)
 
     return make
+
+
+def _written(value: Any) -> tuple[bytes | None, str | None]:
+    """A value as a whole body, with its content type; the caller's own is relayed as it came."""
+    if value is ABSENT:
+        return None, None
+    if isinstance(value, RawBody):
+        value.check()
+        return value.data, value.content_type or _JSON
+    return as_json(value), _JSON
+
+
+def _whole_body(name: str) -> MakeBody:
+    return lambda values: _written(values.get(name, ABSENT))
 
 
 def _member_body(op: Operation, inputs: list[Input], binds: Binds) -> MakeBody:
@@ -331,6 +405,7 @@ def _member_body(op: Operation, inputs: list[Input], binds: Binds) -> MakeBody:
             members.append((item.name, _own_or_given(item.name, value)))
         else:
             op.slots[item.name] = Slot(item.name, "body", required=bool(item.required), input=item)
+            _type(op, item.name, item)
             members.append((item.name, _slot_value(item.name)))
 
     def make(values: Values) -> tuple[bytes | None, str | None]:
@@ -340,10 +415,12 @@ def _member_body(op: Operation, inputs: list[Input], binds: Binds) -> MakeBody:
     return make
 
 
-def _template_body(body: Body, binds: Binds) -> tuple[MakeBody, tuple[str, ...]]:
+def _template_body(body: Body, binds: Binds, content_type: str) -> tuple[MakeBody, tuple[str, ...]]:
     data = body.data
     match body.type:
-        case "raw" | "json" if isinstance(data, str):
+        case "raw" if isinstance(data, str):
+            return _raw_body(data, binds, content_type)
+        case "json" if isinstance(data, str):
             return _json_text_body(data, binds)
         case "raw" | "json":
             native, names = compile_native(data, binds)
@@ -356,8 +433,7 @@ def _template_body(body: Body, binds: Binds) -> tuple[MakeBody, tuple[str, ...]]
             if not isinstance(pairs, dict):
                 raise TemplateInvalid("a formUrlEncoded body needs an object or a query string")
             native, names = compile_native(pairs, binds)
-            media = "application/x-www-form-urlencoded"
-            return (lambda values: (form_text(native(values)).encode(), media)), names
+            return (lambda values: (form_text(native(values)).encode(), _FORM)), names
         case "multipartForm":
             parts = [{"name": k, "value": v} for k, v in data.items()] if isinstance(data, dict) else data
             if not isinstance(parts, list) or not all(isinstance(part, dict) and part.get("name") for part in parts):
@@ -367,9 +443,8 @@ def _template_body(body: Body, binds: Binds) -> tuple[MakeBody, tuple[str, ...]]
         case kind:
             text = TextTemplate.compile(data if isinstance(data, str) else as_json(data).decode(), binds)
             media = _TEXT_TYPES[kind]
-            if kind == "xml":
-                return (lambda values: (xml_text(text, values).encode("utf-8", "replace"), media)), text.names
-            return (lambda values: (text.render(values).encode("utf-8", "replace"), media)), text.names
+            write = {"xml": xml_text, "sparql": sparql_text}.get(kind, TextTemplate.render)
+            return (lambda values: (write(text, values).encode("utf-8", "replace"), media)), text.names
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -377,11 +452,32 @@ def _pairs(text: str) -> dict[str, str]:
     return {unquote_plus(name): unquote_plus(value) for name, _, value in pairs if name}
 
 
+def _raw_body(text: str, binds: Binds, content_type: str) -> tuple[MakeBody, tuple[str, ...]]:
+    """A body written as text: what its content type says, else what it looks like; without one it is called JSON."""
+    write: Callable[[TextTemplate, Values], str]
+    if content_type == _FORM:
+        pairs, names = compile_native(_pairs(text), binds)
+        return (lambda values: (form_text(pairs(values)).encode(), _FORM)), names
+    if content_type.endswith(("/xml", "+xml")) or (not content_type and text.lstrip().startswith("<")):
+        write = xml_text
+    elif content_type == "application/sparql-query":
+        write = sparql_text
+    elif content_type.endswith(("/json", "+json")) or (not content_type and text.lstrip()[:1] in {"{", "[", '"'}):
+        return _json_text_body(text, binds)
+    else:
+        write = TextTemplate.render
+    plain = TextTemplate.compile(text, binds)
+    return (lambda values: (write(plain, values).encode("utf-8", "replace"), content_type or _JSON)), plain.names
+
+
 def _json_text_body(text: str, binds: Binds) -> tuple[MakeBody, tuple[str, ...]]:
-    """A JSON body written as text; one that is no JSON goes out as it is, still called JSON."""
+    """A JSON body written as text. One that is no JSON goes out as it is, unless values would have to stand in it."""
     try:
         template = JsonText.compile(text, binds)
     except TemplateInvalid:
         plain = TextTemplate.compile(text, binds)
-        return (lambda values: (plain.render(values).encode("utf-8", "replace"), _JSON)), plain.names
+        if plain.names:
+            raise
+        constant = plain.render({}).encode("utf-8", "replace")
+        return (lambda _: (constant, _JSON)), ()
     return (lambda values: (template.render(values), _JSON)), template.names

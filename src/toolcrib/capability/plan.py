@@ -11,7 +11,7 @@ from typing import Any
 from toolcrib.capability.binding import Bound
 from toolcrib.capability.binds import Binds
 from toolcrib.capability.findings import Finding
-from toolcrib.capability.operation import Field
+from toolcrib.capability.operation import Operation
 from toolcrib.capability.reply import Reply, Run
 from toolcrib.capability.scripts import Scripts
 from toolcrib.capability.spec import Document, Mark, McpServer, RestServer
@@ -98,9 +98,8 @@ class PlannedForward:
     """Passes requests on below an upstream's base."""
 
     upstream: Upstream
+    api: Operation  # what every request to it has: base, headers, query
     base: PathTemplate
-    headers: tuple[Field, ...]
-    query: tuple[Field, ...]
     trusted: frozenset[str]
     broken: AppError | None = None
 

@@ -16,7 +16,7 @@ from toolcrib.capability.binds import file_of
 from toolcrib.capability.ground import REFUSED, Ground, Means
 from toolcrib.capability.inputs import Inputs, compile_declared
 from toolcrib.capability.mapping import output_schema, structured
-from toolcrib.capability.operation import compile_operation
+from toolcrib.capability.operation import Operation, compile_operation
 from toolcrib.capability.plan import (
     Plan,
     PlannedForward,
@@ -31,6 +31,7 @@ from toolcrib.capability.plan import (
 from toolcrib.capability.reply import Reply, Run
 from toolcrib.capability.schema import input_schema
 from toolcrib.capability.spec import (
+    ABSENT,
     ConsumedOperation,
     ConsumedResource,
     Document,
@@ -48,7 +49,7 @@ from toolcrib.capability.spec import (
 from toolcrib.capability.template_text import variables
 from toolcrib.capability.templates import PathTemplate
 from toolcrib.capability.upstream import Upstream
-from toolcrib.errors import AppError, Unavailable
+from toolcrib.errors import AppError, NotFound, Unavailable
 
 _NOWHERE = Mark("", 0, 0)
 _EVERYTHING = ConsumedResource("", "", _NOWHERE)  # what a forward reaches: anything below the base URI
@@ -151,23 +152,21 @@ class _Planner:
         forward = resource.forward
         assert forward is not None  # noqa: S101 - the caller looked
         api = self.apis.apis.get(forward.namespace)
+        trusted = frozenset(name.lower() for name in forward.trusted_headers)
+        empty = PathTemplate((), ())
         if api is None:
             message = f"{resource.path} forwards to {forward.namespace}, which is no consumed API."
             self.ground.error(
                 "forward-unresolved", message, "requests are answered 404", "name a consumed API", forward.at
             )
-            raise_later: AppError = Unavailable("forward.unresolved", message)
-            empty = PathTemplate((), ())
             nowhere = Upstream(self.ground.means.outbound, forward.namespace)
-            return PlannedForward(nowhere, empty, (), (), frozenset(), raise_later)
-        from_level = compile_operation(
+            nothing = Operation(forward.namespace, "", "GET")
+            return PlannedForward(nowhere, nothing, empty, trusted, NotFound("forward.unresolved", message))
+        operation = compile_operation(
             api.consumed, _EVERYTHING, _ANY, self.ground.binds,
             base_uri=api.base_uri, credential_fields=credential_fields(api.consumed.authentication), relay=False,
         )  # fmt: skip
-        trusted = frozenset(name.lower() for name in forward.trusted_headers)
-        base = from_level.base or PathTemplate((), ())
-        headers, query = tuple(from_level.headers), tuple(from_level.query)
-        return PlannedForward(api.upstream, base, headers, query, trusted, from_level.broken)
+        return PlannedForward(api.upstream, operation, operation.base or empty, trusted, api.broken or operation.broken)
 
     # -- MCP
 
@@ -205,7 +204,7 @@ class _Planner:
         schema = output_schema(built.outputs) if built.outputs is not None else None
         return PlannedTool(
             tool.name,
-            self._runner(built.action, tool.name),
+            self._runner(built.action, tool.name, _given(tool.inputs)),
             input_schema(tool.inputs, built.inferred),
             title=tool.label,
             description=tool.description or (function.description if function else None),
@@ -253,11 +252,12 @@ class _Planner:
             return None
         return str(found.resolve())
 
-    def _runner(self, action: calls.Action, name: str) -> Run:
-        """What runs the action of a tool or a resource with arguments, observed."""
+    def _runner(self, action: calls.Action, name: str, given: Mapping[str, Any] | None = None) -> Run:
+        """What runs the action of a tool or a resource with arguments on top of what is given, observed."""
         telemetry = self.ground.means.telemetry
 
         async def run(arguments: Mapping[str, Any]) -> Reply:
+            arguments = {**given, **arguments} if given else arguments
             if telemetry.metrics is None and not telemetry.recorder.active:
                 return await action.run(Inputs(arguments))
             started, status, failed = time.perf_counter(), "error", None
@@ -292,6 +292,12 @@ def _as_tool(server: RestServer, resource: RestResource, operation: RestOperatio
         declared,
         hints,
     )
+
+
+def _given(inputs: tuple[Input, ...]) -> dict[str, Any]:
+    """What inputs of a tool are when nobody says: their default, or the value that the file writes."""
+    found = {i.name: i.default for i in inputs if i.default is not ABSENT}
+    return found | {i.name: i.value for i in inputs if i.value is not ABSENT and not str(i.value).startswith("$")}
 
 
 def path_variables(path: str) -> list[str]:

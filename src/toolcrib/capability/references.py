@@ -65,6 +65,13 @@ class Overlay(Inputs):
         """The body on top, else the caller's."""
         return self.declared["body"] if "body" in self.declared else self.below.body()
 
+    def member(self, name: str) -> Any:
+        """A value on top, else what a step stored, else what the caller sent as such a member."""
+        found = super().named(name) if self.declared else ABSENT
+        if found is not ABSENT:
+            return found
+        return self.get(name) if name.partition(".")[0] in self.steps else self.below.member(name)
+
     def header(self, name: str) -> Any:
         """A value on top, else what the caller sent as such a header."""
         found = super().named(name) if self.declared else ABSENT

@@ -72,6 +72,12 @@ class Router(Generic[T]):
         return _walk(self._root, segments, 0, ())
 
 
+def trailing_variable(segment: str) -> bool:
+    """Whether a segment of a path is one variable and nothing else."""
+    parts = parse(segment, single=True)
+    return len(parts) == 1 and isinstance(parts[0], Variable)
+
+
 def _mixed(node: _Node[T], pattern: str) -> _Node[T]:
     for known, below in node.mixed:
         if known.pattern == pattern:

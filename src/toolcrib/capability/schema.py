@@ -15,7 +15,7 @@ def input_schema(declared: tuple[Input, ...], inferred: Mapping[str, Slot]) -> d
     required: list[str] = []
     for item in declared:
         properties[item.name] = _property(item, item.type or "string")
-        if item.required is not False and item.default is ABSENT:
+        if item.required is not False and item.default is ABSENT and item.value is ABSENT:
             required.append(item.name)
     for name, slot in inferred.items():
         if name in properties:

@@ -23,6 +23,7 @@ from toolcrib.capability.expose.control import AdapterState, ControlHooks, contr
 from toolcrib.capability.expose.mcp import McpApp
 from toolcrib.capability.findings import CapabilityInvalid, Finding
 from toolcrib.capability.listening import (
+    GRACE_S,
     CannotListen,
     Door,
     Mount,
@@ -143,10 +144,12 @@ class CapabilityHost:
         gc.set_threshold(20_000, 20, 50)
 
     async def stop(self) -> None:
-        """Finish what is under way and close everything."""
+        """Finish what is under way and close everything; what takes too long is answered that it broke off."""
         for capability in self.capabilities.values():
             capability.end_streams()
+        late = asyncio.get_running_loop().call_later(GRACE_S, self.hurry)
         await asyncio.gather(*(door.stop() for door in self._doors.values()))
+        late.cancel()
         self._doors.clear()
         for task in self._ending:
             task.cancel()
@@ -154,9 +157,10 @@ class CapabilityHost:
         for capability in self.capabilities.values():
             capability.telemetry.stopped()
             await capability.close()
+        self.capabilities, self.mounts = {}, []
 
     def hurry(self) -> None:
-        """Break off what is still under way while stopping."""
+        """Wait no longer for what is under way while stopping; closing what it uses ends it."""
         for door in self._doors.values():
             door.hurry()
 

@@ -7,8 +7,8 @@ is a variable too. Sections, partials and other delimiters are refused: what the
 import re
 from dataclasses import dataclass
 
-_TAG = re.compile(r"\{\{\{\s*([^{}]+?)\s*\}\}\}|\{\{\s*([^{}]*?)\s*\}\}")
-_TAG_OR_SINGLE = re.compile(_TAG.pattern + r"|\{([^{}/]+)\}")
+_TAG = re.compile(r"\{\{\{([^{}]*+)\}\}\}|\{\{([^{}]*+)\}\}")
+_TAG_OR_SINGLE = re.compile(_TAG.pattern + r"|\{([^{}/]++)\}")
 
 
 class TemplateInvalid(ValueError):
@@ -43,7 +43,7 @@ def parse(text: str, *, single: bool = False) -> list[Part]:
         name = name.removeprefix("&").strip()
         if not name:
             raise TemplateInvalid("it has a variable without a name")
-        if name[0] in "#^/>=$" and not name.startswith("$"):
+        if name[0] in "#^/>=":
             raise TemplateInvalid(f"{{{{{name}}}}} is a section or partial, which is not supported")
         parts.append(Variable(name))
     if end < len(text):

@@ -10,7 +10,7 @@ of each call).
 
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, quote_plus
 from xml.sax.saxutils import escape
@@ -27,24 +27,28 @@ Values = Mapping[str, Any]
 Native = Callable[[Values], Any]
 _PATH_SAFE = "/:@!$&'()*+,;=~%-._"
 _CONTROL = dict.fromkeys((*range(32), 127), " ")
+_BOM = b"\xef\xbb\xbf"
+_DOTS = frozenset({".", ".."})
 _XML_ENTITIES = {'"': "&quot;", "'": "&apos;"}
 
 
 class RawBody:
     """A body as it came in: relayed byte for byte unless a part of it is needed."""
 
-    __slots__ = ("_tree", "content_type", "data")
+    __slots__ = ("_looked", "_tree", "content_type", "data")
 
     def __init__(self, data: bytes, content_type: str | None) -> None:
         self.data = data
         self.content_type = content_type
         self._tree: Any = ABSENT
+        self._looked = False
 
     def tree(self) -> Any:
         """The body as JSON; ABSENT if it is none."""
-        if self._tree is ABSENT and self.data:
+        if self._tree is ABSENT and not self._looked:
+            self._looked = True
             try:
-                self._tree = orjson.loads(self.data)
+                self._tree = orjson.loads(self.data.removeprefix(_BOM))
             except orjson.JSONDecodeError:
                 return ABSENT
         return self._tree
@@ -59,7 +63,7 @@ class RawBody:
         """Raise Invalid when it calls itself JSON and is not."""
         if self.says_json:
             try:
-                msgspec.json.decode(self.data, type=msgspec.Raw)
+                msgspec.json.decode(self.data.removeprefix(_BOM), type=msgspec.Raw)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise Invalid("body.not_json", f"The request body is not JSON: {error}.", field="body") from None
 
@@ -79,7 +83,7 @@ def as_json(value: Any) -> bytes:
     """A value as JSON. Raises Invalid when it cannot be written."""
     if isinstance(value, RawBody):
         tree = value.tree()
-        return as_json(value.data.decode("utf-8", "replace")) if tree is ABSENT else value.data
+        return as_json(value.data.decode("utf-8", "replace")) if tree is ABSENT else value.data.removeprefix(_BOM)
     try:
         return orjson.dumps(value, default=_raw_tree)
     except (orjson.JSONEncodeError, RecursionError):
@@ -119,7 +123,7 @@ def _names(parts: tuple[Part, ...]) -> tuple[str, ...]:
 class PathTemplate:
     """A base URI or a path, with `{x}` and `{{x}}` alike."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = field(repr=False)
     names: tuple[str, ...]
 
     @classmethod
@@ -133,6 +137,7 @@ class PathTemplate:
     def render(self, values: Values) -> str:
         """Raises Invalid naming a variable that has no value, or whose value climbs out of its segment."""
         out = []
+        climbs = ""
         for part in self.parts:
             if isinstance(part, str):
                 out.append(part)
@@ -140,12 +145,19 @@ class PathTemplate:
             text = as_text(values.get(part.name, ABSENT))
             if not text:
                 raise Invalid("parameter.missing", f"The path needs a value for {part.name}.", field=part.name)
-            if "." in text and not {".", ".."}.isdisjoint(text.replace("\\", "/").split("/")):
-                # many servers decode %2F before they resolve dots
-                message = f"{part.name} may not have . or .. segments in a path."
-                raise Invalid("parameter.climbs", message, field=part.name)
+            if "." in text:  # many servers decode %2F before they resolve dots
+                if not _DOTS.isdisjoint(text.replace("\\", "/").split("/")):
+                    raise _climbing(part.name)
+                climbs = part.name
             out.append(encode_segment(text, part.name))
-        return "".join(out)
+        path = "".join(out)
+        if climbs and len(out) > 1 and not _DOTS.isdisjoint(path.split("/")):
+            raise _climbing(climbs)  # `{a}{b}`, `.{a}`
+        return path
+
+
+def _climbing(name: str) -> Invalid:
+    return Invalid("parameter.climbs", f"{name} may not have . or .. segments in a path.", field=name)
 
 
 def encode_segment(text: str, name: str = "a path value") -> str:
@@ -168,7 +180,7 @@ def encode_query(text: str, name: str) -> str:
 class TextTemplate:
     """Plain text with variables."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = field(repr=False)
     names: tuple[str, ...]
 
     @classmethod
@@ -212,8 +224,6 @@ def compile_native(data: Any, binds: Binds) -> tuple[Native, tuple[str, ...]]:
     if isinstance(data, dict):
         members = [(str(key), *compile_native(value, binds)) for key, value in data.items()]
         names = tuple(dict.fromkeys(name for _, _, used in members for name in used))
-        if not names:
-            return (lambda _: data), ()
 
         def build(values: Values) -> Any:
             return {key: value for key, make, _ in members if (value := make(values)) is not ABSENT}
@@ -234,7 +244,7 @@ def compile_native(data: Any, binds: Binds) -> tuple[Native, tuple[str, ...]]:
 class JsonText:
     """A JSON body written as text: values become JSON outside of strings, and are escaped inside them."""
 
-    parts: tuple[str | tuple[str, bool], ...]  # a variable with whether it stands in a string
+    parts: tuple[str | tuple[str, bool], ...] = field(repr=False)  # a variable with whether it stands in a string
     names: tuple[str, ...]
 
     @classmethod

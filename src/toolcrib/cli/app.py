@@ -32,6 +32,7 @@ COMMANDS = {
     "tools": _Entry("tools", "app", "Use", "Add, see, call, sync and remove tools."),
     "audit": _Entry("audit", "audit", "Use", "Show which tools were called, by whom, with which outcome."),
     "key": _Entry("keys", "app", "Use", "Make, list and revoke API keys."),
+    "capability": _Entry("capability", "app", "Use", "Serve, check, call and convert capability files."),
     "mcp-config": _Entry(
         "mcp_config", "mcp_config", "Use", "Print the configuration that gives an MCP client the tools."
     ),

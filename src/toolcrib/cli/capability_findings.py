@@ -46,9 +46,13 @@ def _print_group(console: Console, findings: list[Finding]) -> None:
     for finding in findings:
         # the whole place on one line, so that terminals and editors make a link of it
         place = f"{finding.at.file}:{finding.at.line}:{finding.at.column}"
-        line = Text.assemble((f"  {mark} ", style), (printable(place), "bold"), f"  {printable(_sentence(finding.message))}")
+        line = Text.assemble(
+            (f"  {mark} ", style), (printable(place), "bold"), f"  {printable(_sentence(finding.message))}"
+        )
         console.print(line, soft_wrap=True)
-    console.print(Text.assemble(f"      {printable(_sentence(first.effect))} ", (f"[{first.rule}]", "dim")), soft_wrap=True)
+    console.print(
+        Text.assemble(f"      {printable(_sentence(first.effect))} ", (f"[{first.rule}]", "dim")), soft_wrap=True
+    )
     console.print(Text(f"      Mend: {printable(first.mend)}", style="green"), soft_wrap=True)
 
 

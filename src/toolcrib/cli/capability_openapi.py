@@ -1,15 +1,23 @@
 """`toolcrib capability import` and `export`: OpenAPI documents into capability files, and out of them."""
 
+import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
-import yaml
 
 from toolcrib.capability.findings import CapabilityInvalid
 from toolcrib.capability.openapi import export_openapi, import_openapi
+from toolcrib.capability.openapi.layout import write_capability
 from toolcrib.cli.capability_findings import count_in_words, print_findings
-from toolcrib.cli.capability_options import AllowAddress, File, Surroundings, address_policy, outbound_client
+from toolcrib.cli.capability_options import (
+    AllowAddress,
+    File,
+    Surroundings,
+    address_policy,
+    must_exist,
+    outbound_client,
+)
 from toolcrib.cli.failure import WRONG, CommandFailed
 from toolcrib.cli.loop import run
 from toolcrib.cli.output import print_json, print_text, say
@@ -36,29 +44,9 @@ export_app = typer.Typer(
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: standard output.")]
 
 
-@import_app.callback()
-def _import() -> None:
-    """Make a capability file of something else.
-
-    Examples:
-        toolcrib capability import openapi petstore.json -o petstore.yaml
-    """
-
-
-@export_app.callback()
-def _export() -> None:
-    """Make something else of a capability file.
-
-    Examples:
-        toolcrib capability export openapi shop.yaml -o openapi.yaml
-    """
-
-
 @import_app.command("openapi")
 def import_(
-    source: Annotated[
-        str, typer.Argument(metavar="FILE|URL", help="Swagger 2.0 or OpenAPI 3.0 or 3.1, JSON or YAML.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="FILE|URL", help="Swagger 2.0 or OpenAPI 3.0 or 3.1, JSON or YAML.")],
     output: Output = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     namespace: Annotated[
@@ -130,7 +118,7 @@ def export(
     if chosen not in {"yaml", "json"}:
         raise CommandFailed(f"--format {chosen}: it is yaml or json.", WRONG)
 
-    async def make() -> dict[str, object]:
+    async def make() -> dict[str, Any]:
         capability = Surroundings().load(file)
         await capability.close()
         return export_openapi(capability.document, server_namespace=server, version=version)  # type: ignore[arg-type]
@@ -139,4 +127,46 @@ def export(
     if chosen == "json" and output is None:
         print_json(document)
         return
-    _put(_as_text(document, chosen), output)
+    _put(json.dumps(document, ensure_ascii=False, indent=2) if chosen == "json" else write_capability(document), output)
+
+
+def _read(path: Path) -> str:
+    must_exist((path,))
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CommandFailed(f"{path} is larger than {_MAX_BYTES >> 20} MB.", WRONG)
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise CommandFailed(f"{path} cannot be read: {reason}.", WRONG) from None
+
+
+def _fetch(url: str, policy: AddressPolicy) -> str:
+    async def fetch() -> str:
+        outbound = outbound_client(policy)
+        try:
+            accept = [("Accept", "application/json, application/yaml;q=0.9, */*;q=0.5")]
+            answer = await outbound.request("GET", url, headers=accept, timeout_s=_FETCH_S, max_bytes=_MAX_BYTES)
+        finally:
+            await outbound.close()
+        if 300 <= answer.status < 400 and (target := answer.headers.get("location")):
+            raise CommandFailed(f"{url} has moved to {target}; give that address.")
+        if answer.status != 200:
+            raise CommandFailed(f"{url} answers {answer.status}, which is no document.")
+        try:
+            return answer.body.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise CommandFailed(f"{url} answers with something that is not UTF-8.") from None
+
+    return run(fetch)
+
+
+def _put(text: str, output: Path | None) -> None:
+    if output is None:
+        print_text(text.rstrip("\n"))
+        return
+    try:
+        output.write_text(text if text.endswith("\n") else text + "\n", "utf-8")
+    except OSError as error:
+        raise CommandFailed(f"{output} cannot be written: {error.strerror}.") from None
+    say(f"Wrote {output}.")

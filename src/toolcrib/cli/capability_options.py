@@ -16,9 +16,9 @@ from dotenv import dotenv_values
 from toolcrib import __version__
 from toolcrib.capability.capability import AT_HOME, Capability
 from toolcrib.capability.findings import CapabilityInvalid
+from toolcrib.cli.capability_findings import print_findings
 from toolcrib.cli.failure import WRONG, CommandFailed
 from toolcrib.cli.options import pairs
-from toolcrib.cli.capability_findings import print_findings
 from toolcrib.core.addresses import AddressPolicy
 from toolcrib.core.http import OutboundClient
 

@@ -85,6 +85,10 @@ class Server:
         """The answer to POST, an object that has the member `expects`."""
         return self._request("POST", path, {} if body is None else body, expects=expects, timeout_s=timeout_s)
 
+    def put(self, path: str, body: Mapping[str, Any], *, expects: str) -> Any:
+        """The answer to PUT, an object that has the member `expects`."""
+        return self._request("PUT", path, body, expects=expects)
+
     def delete(self, path: str) -> None:
         """Delete what is there."""
         self._request("DELETE", path, None)

@@ -125,8 +125,9 @@ def tool_set_entry(server: Server, wire: dict[str, Any]) -> ToolSetEntry:
     """A tool set out of the API's form."""
     metadata, info = wire["metadata"], wire["info"]
     adapter = wire["spec"].get("adapter") or {}
-    kind = adapter.get("type", "")
+    kind = "capability" if "capability" in adapter else adapter.get("type", "")
     mcp = adapter.get("mcp") or {}
+    base_uris = (adapter.get("capability") or {}).get("baseUris") or {}
     command = " ".join([mcp["command"], *mcp.get("args", ())]) if mcp.get("command") else ""
     return ToolSetEntry(
         id=metadata["id"],
@@ -134,7 +135,7 @@ def tool_set_entry(server: Server, wire: dict[str, Any]) -> ToolSetEntry:
         slug=info["mcpPath"].rpartition("/")[2],
         external_id=metadata["externalId"],
         kind="stdio" if command else kind,
-        target=command or mcp.get("url") or (adapter.get("http") or {}).get("baseUrl") or "",
+        target=command or mcp.get("url") or (adapter.get("http") or {}).get("baseUrl") or ", ".join(base_uris.values()),
         description=wire["spec"].get("description") or "",
         labels=metadata["labels"],
         available=info["availableTools"],
@@ -152,7 +153,7 @@ def tool_entry(wire: dict[str, Any], tool_set: str) -> ToolEntry:
         id=wire["metadata"]["id"],
         tool_set=tool_set,
         tool_set_id=info["toolSet"]["id"],
-        title=(spec["config"].get("mcp") or {}).get("toolTitle") or "",
+        title=(spec["config"].get("mcp") or spec["config"].get("capability") or {}).get("toolTitle") or "",
         status=spec["status"].removeprefix("TOOL_STATUS_").lower(),
         requires_approval=spec["requiresApproval"],
         description=spec["description"],

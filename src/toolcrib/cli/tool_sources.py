@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -11,6 +12,13 @@ from urllib.parse import urlsplit
 import typer
 
 from toolcrib.cli.arguments import parse_object, text_of
+from toolcrib.cli.capability_upload import (
+    CapabilityFile,
+    is_capability_file,
+    read_env,
+    replacement,
+    stored_capability,
+)
 from toolcrib.cli.client import Server
 from toolcrib.cli.failure import FAILED, WRONG, CommandFailed
 from toolcrib.cli.inventory import (
@@ -41,7 +49,10 @@ Description = Annotated[str, typer.Option("--description", help="What it is for.
 Labels = Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="Label.")]
 ExternalId = Annotated[str | None, typer.Option("--external-id", help="Your own id for it.", show_default=False)]
 Target = Annotated[
-    str | None, typer.Argument(metavar="[URL]", help="MCP server (streamable HTTP or SSE).", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="[URL|FILE]", help="MCP server (streamable HTTP or SSE), or a capability file.", show_default=False
+    ),
 ]
 Stdio = Annotated[
     str | None,
@@ -62,7 +73,28 @@ Transport = Annotated[
 ]
 Env = Annotated[
     list[str] | None,
-    typer.Option("--env", metavar="K=V", help="For the command; kept as a secret.", rich_help_panel=_SOURCE),
+    typer.Option(
+        "--env",
+        metavar="K[=V]",
+        help="For the command or the binds of the file; kept as a secret. Without =V, from your environment.",
+        rich_help_panel=_SOURCE,
+    ),
+]
+BaseUri = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base-uri", metavar="NAMESPACE=URL", help="Where an API of the file really is.", rich_help_panel=_SOURCE
+    ),
+]
+Replace = Annotated[
+    str | None,
+    typer.Option(
+        "--replace",
+        metavar="TOOL_SET",
+        help="Give this tool set the file; it keeps its id, secrets and choices.",
+        show_default=False,
+        rich_help_panel=_SOURCE,
+    ),
 ]
 Cwd = Annotated[Path | None, typer.Option("--cwd", help="Folder to run it in.", rich_help_panel=_SOURCE)]
 Include = Annotated[
@@ -87,6 +119,8 @@ def add(
     header: Headers = None,
     env: Env = None,
     cwd: Cwd = None,
+    base_uri: BaseUri = None,
+    replace: Replace = None,
     include: Include = None,
     exclude: Exclude = None,
     approve: Approve = None,
@@ -100,40 +134,113 @@ def add(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Add a tool set: an MCP server behind a URL, a command that is one, or an HTTP API.
+    """Add a tool set: an MCP server behind a URL, a command that is one, a capability file, or an HTTP API.
 
-    Waits until the tools of an MCP server were read, and lists them; ends with 1 if that fails (the tool set stays).
+    Waits until its tools were read, and lists them; ends with 1 if that fails (the tool set stays).
 
     Examples:
         toolcrib tools add https://mcp.deepwiki.com/mcp --name deepwiki
         toolcrib tools add https://api.example.com/mcp -H "Authorization: Bearer $TOKEN" --exclude 'delete_*'
         toolcrib tools add --stdio 'uvx mcp-server-time' --env TZ=Europe/Berlin --approve 'convert_*'
+        toolcrib tools add shop.yaml --env SHOP_TOKEN --base-uri shop=https://shop.example.com/api
+        toolcrib tools add shop.yaml --replace shop
         toolcrib tools add --http https://api.example.com/v2 --name orders
     """
-    if sum(source is not None for source in (target, stdio, http)) != 1:
-        raise CommandFailed("Give one source: a URL, --stdio or --http.", WRONG)
-    if stdio is None and (env or cwd):
-        raise CommandFailed("--env and --cwd are for --stdio.", WRONG)
+    file = Path(target) if target is not None and is_capability_file(target) else None
+    _check_source(target, stdio, http, file=file, env=env, cwd=cwd, base_uri=base_uri, replace=replace)
     if http is not None and (include or exclude or approve):
-        raise CommandFailed("--include, --exclude and --approve are for MCP servers.", WRONG)
+        raise CommandFailed("--include, --exclude and --approve are for MCP servers and capability files.", WRONG)
+    if file is not None and header:
+        raise CommandFailed("--header is not for capability files: credentials go into --env.", WRONG)
+    if replace is not None and (name or label or external_id):
+        raise CommandFailed("--replace changes the file alone: no --name, --label or --external-id.", WRONG)
     server = Server.find(url=url, api_key=api_key, data=data)
-    headers = pairs(header, "--header", ":")
-    if http is not None:
-        adapter: dict[str, Any] = {"http": {"baseUrl": http, "headers": headers}}
-    elif stdio is not None:
-        command = _command(_words(stdio), pairs(env, "--env"), cwd, server)
-        adapter = {"mcp": {"headers": headers, **command, **_choice(include, exclude, approve)}}
-    else:
-        where = {"url": target, "transport": transport, "headers": headers}
-        adapter = {"mcp": {**where, **_choice(include, exclude, approve)}}
-    name = name or (_name_of_command(_words(stdio)) if stdio else _name_of_url(target or http or ""))
+    choice = _choice(include, exclude, approve)
+    if file is not None and replace is not None:
+        tool_set, watch = _replaced(server, replace, file, read_env(env), pairs(base_uri, "--base-uri"), choice)
+        _report(server, tool_set, None if no_wait else watch.wait(timeout), as_json=as_json, done="Changed")
+        return
+    source = _Source(target, stdio, http, file, pairs(header, "--header", ":"), read_env(env), choice)
+    adapter, usual_name = source.adapter(server, transport, cwd, pairs(base_uri, "--base-uri"))
     body = {
-        "metadata": _metadata(name, label, external_id),
+        "metadata": _metadata(name or usual_name, label, external_id),
         "spec": {"adapter": adapter, "description": description},
     }
     tool_set = tool_set_entry(server, server.post("/v1/tool_sets", body, expects="metadata"))
     outcome = None if http is not None or no_wait else SyncWatch(server, tool_set).wait(timeout)
     _report(server, tool_set, outcome, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where tools come from, one of the first four, and what goes with it."""
+
+    target: str | None
+    stdio: str | None
+    http: str | None
+    file: Path | None
+    headers: dict[str, str]
+    env: dict[str, str]
+    choice: dict[str, Any]
+
+    def adapter(
+        self, server: Server, transport: str, cwd: Path | None, base_uris: dict[str, str]
+    ) -> tuple[dict[str, Any], str]:
+        """The adapter as the API wants it, and what a tool set of it is called."""
+        if self.http is not None:
+            return {"http": {"baseUrl": self.http, "headers": self.headers}}, _name_of_url(self.http)
+        if self.stdio is not None:
+            words = _words(self.stdio)
+            command = _command(words, self.env, cwd, server)
+            return {"mcp": {"headers": self.headers, **command, **self.choice}}, _name_of_command(words)
+        if self.file is not None:
+            whole = CapabilityFile.read(self.file, env=self.env, base_uris=base_uris)
+            whole.say_findings()
+            sent = {"source": whole.text, "env": self.env, "baseUris": base_uris, **self.choice}
+            return {"capability": sent}, whole.name
+        url = self.target or ""
+        return {"mcp": {"url": url, "transport": transport, "headers": self.headers, **self.choice}}, _name_of_url(url)
+
+
+def _check_source(
+    target: str | None,
+    stdio: str | None,
+    http: str | None,
+    *,
+    file: Path | None,
+    env: list[str] | None,
+    cwd: Path | None,
+    base_uri: list[str] | None,
+    replace: str | None,
+) -> None:
+    """Raise CommandFailed unless there is one source, and every option is one of its own."""
+    if sum(source is not None for source in (target, stdio, http)) != 1:
+        raise CommandFailed("Give one source: a URL, a capability file, --stdio or --http.", WRONG)
+    if stdio is None and cwd:
+        raise CommandFailed("--cwd is for --stdio.", WRONG)
+    if stdio is None and file is None and env:
+        raise CommandFailed("--env is for --stdio and capability files.", WRONG)
+    if file is None and (base_uri or replace is not None):
+        raise CommandFailed("--base-uri and --replace are for capability files.", WRONG)
+
+
+def _replaced(
+    server: Server,
+    name: str,
+    file: Path,
+    env: dict[str, str],
+    base_uris: dict[str, str],
+    choice: dict[str, Any],
+) -> tuple[ToolSetEntry, SyncWatch]:
+    """Give a tool set another version of its file; what is not given stays."""
+    tool_set, stored = stored_capability(server, name)
+    whole = CapabilityFile.read(file, env=env, base_uris=base_uris)
+    whole.say_findings(stored=stored.get("env", {}))
+    adapter = {**replacement(stored, whole.text, env=env, base_uris=base_uris), **choice}
+    watch = SyncWatch.before_asking(server, tool_set)
+    changed = server.put(tool_set.path, {"spec": {"adapter": {"capability": adapter}}}, expects="metadata")
+    server.post(f"{tool_set.path}:sync", expects="metadata")  # the same file would not be read again by itself
+    return tool_set_entry(server, changed), watch
 
 
 def _metadata(name: str, label: list[str] | None, external_id: str | None) -> dict[str, Any]:
@@ -147,8 +254,10 @@ def _command(words: list[str], env: dict[str, str], cwd: Path | None, server: Se
     return command | ({"cwd": str(folder)} if folder else {})
 
 
-def _report(server: Server, tool_set: ToolSetEntry, outcome: SyncOutcome | None, *, as_json: bool) -> None:
-    """Say what was added and what it offers."""
+def _report(
+    server: Server, tool_set: ToolSetEntry, outcome: SyncOutcome | None, *, as_json: bool, done: str = "Added"
+) -> None:
+    """Say what was added or changed and what it offers."""
     if outcome is not None:
         tool_set = tool_set_entry(server, server.get(tool_set.path, expects="metadata"))
     tools = [tool for tool in tools_of(server, tool_set) if tool.status != "archived"] if outcome else []
@@ -163,7 +272,7 @@ def _report(server: Server, tool_set: ToolSetEntry, outcome: SyncOutcome | None,
     elif outcome is None or outcome.ok:
         rows = [(t.name, t.status, "required" if t.requires_approval else "-", t.description.strip()) for t in tools]
         print_table(("NAME", "STATUS", "APPROVAL", "DESCRIPTION"), rows)
-    say(f"Added {tool_set.name} ({tool_set.id}), also at {tool_set.mcp_url}.")
+    say(f"{done} {tool_set.name} ({tool_set.id}), also at {tool_set.mcp_url}.")
     if outcome is None:
         if tool_set.kind == "http":
             say(f"Give it tools: toolcrib tools add-http {tool_set.slug} NAME --path /...")

@@ -40,6 +40,7 @@ _LONGEST_CALL_S = 3700  # above the longest TOOLCRIB_CALL_TIMEOUT_S: the server 
 app = typer.Typer(
     name="tools",
     help="Add, see, call, sync and remove tools.\n\nExamples:\n    toolcrib tools add https://mcp.deepwiki.com/mcp\n"
+    "    toolcrib tools add shop.yaml --env SHOP_TOKEN\n"
     "    toolcrib tools list\n    toolcrib tools call add --arg a=1 --arg b=2",
     no_args_is_help=True,
 )
@@ -247,7 +248,7 @@ def sync(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Read the tools of an MCP server again, and say what changed; ends with 1 if a server cannot be read.
+    """Read the tools of an MCP server or a capability again, and say what changed; ends with 1 if one cannot be read.
 
     Examples:
         toolcrib tools sync github
@@ -281,7 +282,8 @@ def remove(
 ) -> None:
     """Remove a tool set with all its tools, or one tool.
 
-    A removed tool of an MCP server comes back with the next sync; filters keep it out (`tools add --exclude`).
+    A removed tool of an MCP server or a capability comes back with the next sync; filters keep it out
+    (`tools add --exclude`).
 
     Examples:
         toolcrib tools remove github

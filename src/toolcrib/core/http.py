@@ -142,7 +142,7 @@ class OutboundClient:
 
     Args:
         policy: which addresses may be called.
-        connect_timeout_s: for resolving, connecting and TLS together.
+        connect_timeout_s: for resolving, connecting and TLS together, unless the call says otherwise.
         timeout_s: for a call from start to end, unless the call says otherwise.
         max_bytes: size of a body, as sent and as decoded, unless the call says otherwise.
         user_agent: value of User-Agent, unless the call sets one.
@@ -186,9 +186,19 @@ class OutboundClient:
         headers: Sequence[tuple[str, str]] = (),
         body: bytes | None = None,
         timeout_s: float | None = None,
+        connect_timeout_s: float | None = None,
         max_bytes: int | None = None,
     ) -> OutboundResponse:
         """Send a request and read the whole answer; any status is an answer.
+
+        Args:
+            method: in upper case.
+            url: absolute, http or https; a fragment is not sent.
+            headers: sent in this order; the client adds what frames the request.
+            body: what follows them, or None.
+            timeout_s: from start to end; None for the client's.
+            connect_timeout_s: of it, for a connection if a new one is needed; None for the client's.
+            max_bytes: size of the decoded body; None for the client's.
 
         Raises:
             Invalid: the URL, the method or a header is malformed or not allowed.
@@ -197,7 +207,8 @@ class OutboundClient:
         """
         limit = self._max_bytes if max_bytes is None else max_bytes
         origin, head = self._compose(method, url, headers, body)
-        connection = await self._exchange(method, origin, (head, body), limit, timeout_s, streaming=False)
+        times = (timeout_s, connect_timeout_s)
+        connection = await self._exchange(method, origin, (head, body), limit, times, streaming=False)
         try:
             return OutboundResponse(connection.status, Headers(connection.raw_headers), connection.whole_body())
         finally:
@@ -213,6 +224,7 @@ class OutboundClient:
         body: bytes | None = None,
         idle_timeout_s: float | None = None,
         timeout_s: float | None = None,
+        connect_timeout_s: float | None = None,
         max_bytes: int | None = None,
     ) -> AsyncIterator[OutboundStream]:
         """Send a request and enter when the head of the answer is here; leaving early closes the connection.
@@ -224,13 +236,15 @@ class OutboundClient:
             body: as in `request`.
             idle_timeout_s: longest silence within the body; None for the client's `timeout_s`, `math.inf` for ever.
             timeout_s: until the head is here; None for the client's.
+            connect_timeout_s: as in `request`.
             max_bytes: size of the decoded body; None for no limit.
 
         Raises:
             Invalid, AddressRefused, OutboundError: as in `request`.
         """
         origin, head = self._compose(method, url, headers, body)
-        connection = await self._exchange(method, origin, (head, body), max_bytes, timeout_s, streaming=True)
+        times = (timeout_s, connect_timeout_s)
+        connection = await self._exchange(method, origin, (head, body), max_bytes, times, streaming=True)
         idle_s = self._timeout_s if idle_timeout_s is None else idle_timeout_s
         stream = OutboundStream(connection, idle_s, max_bytes)
         try:
@@ -281,18 +295,22 @@ class OutboundClient:
         origin: _Origin,
         request: tuple[bytes, bytes | None],
         limit: int | None,
-        timeout_s: float | None,
+        times: tuple[float | None, float | None],
         *,
         streaming: bool,
     ) -> Connection:
-        """Send a request (head, body) on a pooled or a new connection, which comes back with the answer on it."""
+        """Send a request (head, body) on a pooled or a new connection, which comes back with the answer on it.
+
+        `times` are the seconds for all of it and for connecting, None for the client's.
+        """
+        timeout_s, connect_s = times
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = Deadline(asyncio.get_running_loop().time() + limit_s, limit_s)
         connection = self._take(origin)
         pooled = connection is not None
         while True:
             if connection is None:
-                connection = await self._connect(origin, deadline)
+                connection = await self._connect(origin, deadline, connect_s)
             await connection.exchange(
                 *request, bodiless=method == "HEAD", streaming=streaming, limit=limit, deadline=deadline
             )
@@ -343,10 +361,11 @@ class OutboundClient:
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(_IDLE_S / 2, self._sweep) if self._idle else None
 
-    async def _connect(self, origin: _Origin, deadline: Deadline) -> Connection:
+    async def _connect(self, origin: _Origin, deadline: Deadline, connect_s: float | None) -> Connection:
         """A new connection to the first address of the origin that takes it."""
         loop = asyncio.get_running_loop()
-        limit = Deadline(loop.time() + self._connect_timeout_s, self._connect_timeout_s)
+        connect_s = self._connect_timeout_s if connect_s is None else connect_s
+        limit = Deadline(loop.time() + connect_s, connect_s)
         if deadline.at < limit.at:
             limit = deadline
         failure: OSError = TimeoutError()

@@ -4,10 +4,11 @@ Header values, the environment of a command and the values of a capability's bin
 hidden behind `MASK` for those who may not write them. Writing `MASK` back keeps what is stored.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -21,9 +22,12 @@ from toolcrib.errors import Invalid
 MASK = "********"
 Transport = Literal["auto", "http", "sse", "stdio"]
 _MAX_SOURCE = 1_000_000
+_MAX_ENV = 100_000  # characters of names and values
 _SHORTEST_SECRET = 6  # shorter ones would hide ordinary words
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_BIND = re.compile(r"[^\s=\x00-\x20\x7f]{1,255}")  # files of secrets have keys such as `api-token`
+_MAX_BASE_URIS = 200
 _OWN_HEADERS = frozenset(  # set by the HTTP client itself, or about one hop only
     {
         *("accept-encoding", "connection", "content-length", "expect", "host", "keep-alive", "proxy-authorization"),
@@ -133,17 +137,15 @@ def _check_capability(adapter: CapabilityAdapter) -> None:
     if not adapter.source.strip() or "\0" in adapter.source or len(adapter.source) > _MAX_SOURCE:
         message = f"A capability is a YAML text of at most {_MAX_SOURCE} characters."
         raise Invalid("capability.source_invalid", message, field=f"{at}.source")
+    if len(adapter.base_uris) > _MAX_BASE_URIS:
+        raise Invalid("capability.base_uris", f"At most {_MAX_BASE_URIS} base URIs.", field=f"{at}.baseUris")
     for namespace, url in adapter.base_uris.items():
         check_url(url, f"{at}.baseUris.{namespace}")
-    _check_env(adapter.env, f"{at}.env")
+    if (bad := next((name for name in adapter.env if not _BIND.fullmatch(name)), None)) is not None:
+        raise Invalid("env.name_invalid", f"{bad[:100]!r} is not the name of a value.", field=f"{at}.env")
+    if sum(len(name) + len(value) for name, value in adapter.env.items()) > _MAX_ENV:
+        raise Invalid("env.too_long", f"The values have at most {_MAX_ENV} characters in all.", field=f"{at}.env")
     _check_choice(adapter, at)
-
-
-def _check_env(env: Mapping[str, str], field: str) -> None:
-    if (bad := next((name for name in env if not _ENV.fullmatch(name)), None)) is not None:
-        raise Invalid("env.name_invalid", f"{bad!r} is not a variable name.", field=field)
-    if any("\0" in value for value in env.values()) or sum(map(len, env.values())) > 100_000:
-        raise Invalid("env.value_invalid", "Values have no NUL and 100,000 characters in all.", field=field)
 
 
 def _check_choice(adapter: SyncedAdapter, at: str) -> None:
@@ -196,7 +198,10 @@ def split_secrets(adapter: Adapter | None) -> tuple[str | None, dict[str, Any], 
 
 
 def open_adapter(row: Row, vault: Vault, *, reveal: bool, reveal_env: bool | None = None) -> Adapter | None:
-    """The adapter of a `tool_set` row; with `reveal` False its secrets are masked, `reveal_env` decides for its env."""
+    """The adapter of a `tool_set` row; with `reveal` False its secrets are masked.
+
+    `reveal_env` decides for the environment of a command; the values of a capability's binds are like headers.
+    """
     if row["kind"] is None:
         return None
     secrets = Secrets()
@@ -204,7 +209,7 @@ def open_adapter(row: Row, vault: Vault, *, reveal: bool, reveal_env: bool | Non
         secrets = msgspec.json.decode(vault.open(row["sealed"], row["id"]), type=Secrets)
     if not reveal:
         secrets.headers = dict.fromkeys(secrets.headers, MASK)
-    if not (reveal if reveal_env is None else reveal_env):
+    if not (reveal if reveal_env is None or row["kind"] == "capability" else reveal_env):
         secrets.env = dict.fromkeys(secrets.env, MASK)
     if row["kind"] == "capability":
         return msgspec.convert({**row["config"], "env": secrets.env}, CapabilityAdapter)
@@ -221,9 +226,14 @@ def without_secrets(text: str, adapter: Adapter | None) -> str:
     secrets = split_secrets(adapter)[2]
     values = [*secrets.headers.values(), *secrets.env.values()]
     parts = {part for value in values for part in (value, *value.split()) if len(part) >= _SHORTEST_SECRET}
-    for part in sorted(parts, key=len, reverse=True):
-        text = text.replace(part, HIDDEN)
+    written = {form for part in parts for form in (part, json.dumps(part)[1:-1], _as_json(part), quote(part, safe=""))}
+    for form in sorted(written, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
     return text
+
+
+def _as_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def unmask(new: Adapter | None, old: Adapter | None) -> Adapter | None:

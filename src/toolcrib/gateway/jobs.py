@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 
 # an upstream that answers like this will not do better in a minute
 _HOPELESS = {"mcp.unauthorized", "mcp.protocol_error", "mcp.too_large", "outbound.address_refused", "tool_set.broken"}
-_HOPELESS |= {"capability.invalid"}
+_HOPELESS |= {"capability.invalid", "capability.too_large"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ async def _sync(context: WorkContext, claimed: ClaimedJob, actor: Actor, row: An
 async def _list(context: WorkContext, row: Any, adapter: SyncedAdapter) -> tuple[list[dict[str, Any]], Sequence[str]]:
     """The tools as MCP lists them, and what was left out."""
     if isinstance(adapter, CapabilityAdapter):
-        return await context.capabilities.list_tools(f"{row['id']}:{row['revision']}", adapter), ()
+        return await context.capabilities.list_tools(adapter)
     if adapter.command is not None and not context.commands:
         raise Upstream("tool_set.broken", f"The tool set cannot be synced: {NO_COMMANDS}.")
     endpoint: McpEndpoint = endpoint_of(row["id"], row["revision"], adapter)

@@ -208,7 +208,8 @@ def to_wire_adapter(adapter: Adapter | None) -> dict[str, Any]:
     }
     if isinstance(adapter, CapabilityAdapter):
         file = {"source": adapter.source, "baseUris": adapter.base_uris or None, "env": adapter.env or None}
-        return {"type": "capability", "capability": _drop_none({**file, **choice})}
+        # no `type`: the vendor's clients refuse whole pages for one that they do not know
+        return {"capability": _drop_none({**file, **choice})}
     mcp = {
         "url": adapter.url,
         "headers": adapter.headers,
@@ -297,9 +298,9 @@ def to_wire_config(config: ToolConfig | None) -> dict[str, Any]:
     if config is None:
         return {}
     if not isinstance(config, HttpConfig):
-        kind = "mcp" if isinstance(config, McpConfig) else "capability"
-        told = {"toolName": config.tool_name, "toolTitle": config.title, "toolDescription": config.description}
-        return {"type": kind, kind: _drop_none(told)}
+        names = {"toolName": config.tool_name, "toolTitle": config.title, "toolDescription": config.description}
+        told = _drop_none(names)
+        return {"type": "mcp", "mcp": told} if isinstance(config, McpConfig) else {"capability": told}
     http = {
         "requestMethod": config.method,
         "path": config.path,

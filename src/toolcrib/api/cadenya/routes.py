@@ -35,11 +35,14 @@ from toolcrib.api.cadenya.wire import (
     UpdateTool,
     UpdateToolSet,
 )
+from toolcrib.api.deps import Deps
 from toolcrib.api.kit import SECURITY, Caller, InReadTx, InTx, StrictRoute, checked, deps_of
 from toolcrib.api.render import json_response
+from toolcrib.core.auth import Actor
 from toolcrib.core.paging import Order, Page
 from toolcrib.domain import tool_sets, tools
-from toolcrib.errors import Invalid, NotFound
+from toolcrib.domain.adapters import Adapter, CapabilityAdapter, check_adapter
+from toolcrib.errors import Conflict, Invalid, NotFound
 
 Cursor = Annotated[str | None, Query(description="nextCursor of the page before")]
 Info = Annotated[bool, Query(alias="includeInfo", description="fill info")]
@@ -135,14 +138,22 @@ async def list_tool_sets(
 
 
 @shared.post("", name="createToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
-async def create_tool_set(request: Request, actor: Caller, tx: InTx, body: CreateToolSet) -> Response:
+async def create_tool_set(request: Request, actor: Caller, body: CreateToolSet) -> Response:
     """Create a tool set in the workspace; one with an mcp or a capability adapter is synced."""
     deps = deps_of(request)
-    tool_set = await tool_sets.create_tool_set(
-        tx, actor, vault=deps.vault, draft=from_wire_tool_set(body), commands=deps.commands
-    )
-    await deps.capabilities.check(tool_set.draft.adapter)
+    draft = from_wire_tool_set(body)
+    await _check_capability(deps, actor, draft.adapter)
+    async with deps.database.tx() as tx:
+        tool_set = await tool_sets.create_tool_set(tx, actor, vault=deps.vault, draft=draft, commands=deps.commands)
     return json_response(to_wire_tool_set(tool_set))
+
+
+async def _check_capability(deps: Deps, actor: Actor, adapter: Adapter | None) -> None:
+    """Raise Invalid for a capability file that cannot be served; outside of a transaction, because it takes a while."""
+    if isinstance(adapter, CapabilityAdapter):
+        actor.must("tool_sets:write")
+        check_adapter(actor, adapter, commands=deps.commands)
+        await deps.capabilities.check(adapter)
 
 
 @shared.get("/{id}", name="getToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
@@ -154,20 +165,32 @@ async def get_tool_set(request: Request, actor: Caller, tx: InReadTx, thing_id: 
 
 @shared.put("/{id}", name="updateToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
 @later_only.patch("/{id}", name="patchToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
-async def update_tool_set(request: Request, actor: Caller, tx: InTx, thing_id: Id, body: UpdateToolSet) -> Response:
+async def update_tool_set(request: Request, actor: Caller, thing_id: Id, body: UpdateToolSet) -> Response:
     """Change a tool set: the members that updateMask names, or those that are sent."""
+    actor.must("tool_sets:write")
+    deps = deps_of(request)
     sent = body.model_dump(exclude_unset=True)
 
     def change(draft: tool_sets.ToolSetDraft) -> tool_sets.ToolSetDraft:
         merged = merge_update(to_wire_tool_set_draft(draft), sent, body.updateMask, CreateToolSet)
         return from_wire_tool_set(checked(CreateToolSet, merged))
 
-    deps = deps_of(request)
-    tool_set = await tool_sets.update_tool_set(
-        tx, actor, vault=deps.vault, tool_set_id=thing_id, change=change, commands=deps.commands
-    )
-    if "adapter" in (body.spec or {}) or body.updateMask:
-        await deps.capabilities.check(tool_set.draft.adapter)
+    async with deps.database.read() as before:
+        known = await tool_sets.get_tool_set(before, actor, vault=deps.vault, tool_set_id=thing_id)
+    judged = change(known.draft).adapter
+    if judged != known.draft.adapter:
+        await _check_capability(deps, actor, judged)
+
+    def change_as_judged(draft: tool_sets.ToolSetDraft) -> tool_sets.ToolSetDraft:
+        after = change(draft)
+        if isinstance(after.adapter, CapabilityAdapter) and after.adapter not in (draft.adapter, judged):
+            raise Conflict("tool_set.changed", "Somebody changed the tool set at the same moment; try again.")
+        return after
+
+    async with deps.database.tx() as tx:
+        tool_set = await tool_sets.update_tool_set(
+            tx, actor, vault=deps.vault, tool_set_id=thing_id, change=change_as_judged, commands=deps.commands
+        )
     return json_response(to_wire_tool_set(tool_set))
 
 
@@ -180,7 +203,7 @@ async def delete_tool_set(actor: Caller, tx: InTx, thing_id: Id) -> Response:
 
 @shared.post("/{toolSetId}:sync", name="syncToolSet", tags=["Tool Sets"], responses=_answers(ToolSetOut))
 async def sync_tool_set(request: Request, actor: Caller, tx: InTx, tool_set_id: ToolSetId) -> Response:
-    """Read an MCP server's tools again, soon; the tool set's events tell how it went. Toolcrib's own operation."""
+    """Read the tools of an MCP server or a capability again, soon; events tell how. Toolcrib's own operation."""
     tool_set = await tool_sets.request_sync(tx, actor, vault=deps_of(request).vault, tool_set_id=tool_set_id)
     return json_response(to_wire_tool_set(tool_set))
 

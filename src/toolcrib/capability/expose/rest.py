@@ -4,33 +4,34 @@ Failures are problems (RFC 9457) or, for clients that prefer it, plain text. A r
 cancelled. Nothing of the file is parsed here.
 """
 
-import asyncio
 import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote, unquote_plus
 
 import structlog
 from starlette.types import Receive, Scope, Send
 
 from toolcrib.capability.expose.problem import header_of, method_not_allowed, problem, refuse, status_of
 from toolcrib.capability.inputs import RestInputs
-from toolcrib.capability.operation import Field
+from toolcrib.capability.operation import FRAMING, Field
 from toolcrib.capability.plan import PlannedForward, PlannedPath, PlannedRest, PlannedRoute
 from toolcrib.capability.reply import Reply
-from toolcrib.capability.routing import Router
+from toolcrib.capability.routing import Router, trailing_variable
 from toolcrib.capability.spec import ABSENT
 from toolcrib.capability.telemetry import Telemetry
-from toolcrib.capability.templates import RawBody, as_text, encode_segment, header_text
+from toolcrib.capability.templates import RawBody, as_text, encode_query, header_text
 from toolcrib.capability.upstream import UpstreamRequest
 from toolcrib.core.exchange import ClientGone, Exchange, read_body, run_unless_gone
-from toolcrib.errors import AppError, Invalid, Unavailable
+from toolcrib.errors import AppError, Invalid
 
 _log = structlog.get_logger(__name__)
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 _OF_A_BODY = ("content-type", "content-language", "content-disposition", "etag", "last-modified")
 _FORWARDED_BACK = frozenset({*_OF_A_BODY, "location", "retry-after", "link", "cache-control", "expires", "vary"})
+_SEGMENT_SAFE = "%!$&'()*+,;=:@-._~"
+_QUERY_SAFE = "%!$'()*+,;:@/?[]-._~=&"
 _DEFAULT_LIMIT = 10 * 2**20
 
 
@@ -74,6 +75,8 @@ class RestApp:
             await refuse(send, error, accept=header_of(scope, b"accept"))
         except ClientGone:
             pass
+        except _BrokenOff as error:
+            _log.warning("capability.forward_broken", reason=str(error))
         except Exception:  # noqa: BLE001 - a bug must not take the connection down
             _log.exception("capability.request_failed", path=scope["path"])
             accept = header_of(scope, b"accept")
@@ -92,13 +95,14 @@ class RestApp:
             await problem(send, 404, "Not Found", f"there is no resource at {raw_path[:200]}", accept=accept)
             return
         method = scope["method"]
-        for (path, methods), variables in found:
+        for (_, methods), variables in found:
             route = methods.get(method)
             if route is not None:
                 await self._operation(route, variables, scope, receive, send)
                 return
+        for (path, _), _ in found:
             if path.forward is not None:
-                await self._forward(path.forward, _tail(variables), scope, receive, send)
+                await self._forward(path.forward, _tail(path.path, raw_path), scope, receive, send)
                 return
         allowed = dict.fromkeys(name for (_, methods), _ in found for name in methods)
         if method == "OPTIONS":
@@ -129,47 +133,24 @@ class RestApp:
         return _Observed(telemetry, operation_id, scope)
 
     async def _content(self, scope: Scope, receive: Receive) -> RawBody | None:
-        length = media = None
-        chunked = False
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                length = value
-            elif name == b"transfer-encoding":
-                chunked = True
-            elif name == b"content-type":
-                media = value.decode("latin-1")
-        if not chunked and length in {None, b"0"}:
-            await receive()  # the empty body; what comes after it is the client going away
-            return None
-        body = await read_body(receive, self._limit)
-        return RawBody(body, media) if body else None
+        body = await read_body(receive, self._limit)  # what comes after it is the client going away
+        return RawBody(body, header_of(scope, b"content-type") or None) if body else None
 
     async def _forward(self, forward: PlannedForward, tail: str, scope: Scope, receive: Receive, send: Send) -> None:
         if forward.broken is not None:
-            if forward.broken.code == "forward.unresolved":
-                await problem(send, 404, "Not Found", forward.broken.message)
-                return
             raise forward.broken
         content = await self._content(scope, receive)
-        url = forward.base.render({}).rstrip("/")
-        if tail:
-            if {".", ".."} & set(tail.split("/")):
-                raise Invalid("path.climbs", "The path may not have . or .. segments.")
-            url += "/" + "/".join(encode_segment(segment) for segment in tail.split("/"))
-        query = [scope["query_string"].decode("latin-1")] if scope["query_string"] else []
-        query += [f"{quote(f.name)}={quote(as_text(v))}" for f in forward.query if (v := f.value({})) is not ABSENT]
+        url = forward.base.render(forward.api.defaults).rstrip("/") + tail
+        query = _forwarded_query(forward, scope["query_string"])
         if query:
-            url += "?" + "&".join(query)
+            url += f"?{query}"
         headers = _forwarded(forward, scope["headers"])
         body = content.data if content is not None else None
         request = UpstreamRequest(scope["method"], url, headers, body, "forward")
         with self._observed(f"forward {scope['method']}", scope) as seen:
-            await self._relay(forward, request, Exchange(scope, receive, send), send, seen)
+            await run_unless_gone(Exchange(scope, receive, send), self._relay(forward, request, send, seen))
 
-    async def _relay(
-        self, forward: PlannedForward, request: UpstreamRequest, exchange: Exchange, send: Send, seen: Any
-    ) -> None:
-        gone = asyncio.create_task(exchange.wait_gone())
+    async def _relay(self, forward: PlannedForward, request: UpstreamRequest, send: Send, seen: Any) -> None:
         started = False
         try:
             async with forward.upstream.stream(request) as stream:
@@ -182,17 +163,17 @@ class RestApp:
                 await send({"type": "http.response.start", "status": stream.status, "headers": head})
                 started = True
                 async for chunk in stream.chunks():
-                    if gone.done():
-                        return
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 await send({"type": "http.response.body", "body": b""})
-        except AppError:
+        except AppError as error:
             if not started:
                 raise
             # the head is out: an unfinished body is the only way left to say that it broke
-            raise Unavailable("forward.broken", "the upstream broke off") from None
-        finally:
-            gone.cancel()
+            raise _BrokenOff(error.code) from None
+
+
+class _BrokenOff(Exception):
+    """An upstream failed in the middle of a body that was already on its way to the client."""
 
 
 class _Unobserved:
@@ -244,18 +225,39 @@ class _Observed(_Unobserved):
         self._telemetry.observe_request("rest", self._operation_id, self.status, seconds, failed)
 
 
-def _tail(variables: dict[str, str]) -> str:
-    """What the trailing variable of a forwarding path took."""
-    return next(reversed(variables.values()), "")
+def _tail(path: str, raw_path: str) -> str:
+    """What follows a forwarding path, as it was sent: with its slash in front, or nothing.
+
+    Raises:
+        Invalid: it has . or .. segments, hidden in percent-escapes or not.
+    """
+    shape = [segment for segment in path.split("/") if segment]
+    fixed = len(shape) - bool(shape and trailing_variable(shape[-1]))
+    segments = raw_path.lstrip("/").split("/")[fixed:]
+    for segment in segments:
+        if not {".", ".."}.isdisjoint(unquote(segment).replace("\\", "/").split("/")):
+            raise Invalid("path.climbs", "The path may not have . or .. segments.")
+    tail = "/".join(quote(segment, safe=_SEGMENT_SAFE) for segment in segments)
+    return f"/{tail}" if tail else ""
+
+
+def _forwarded_query(forward: PlannedForward, sent: bytes) -> str:
+    """The query as it was sent, and the API's own values in place of those of the same name."""
+    own = {f.name: as_text(value) for f in forward.api.query if (value := f.value({})) is not ABSENT}
+    pairs = forward.api.harmless(quote(sent, safe=_QUERY_SAFE)).split("&") if sent else []
+    if own:
+        pairs = [pair for pair in pairs if unquote_plus(pair.partition("=")[0]) not in own]
+    return "&".join([*pairs, *(f"{quote(name)}={encode_query(text, name)}" for name, text in own.items())])
 
 
 def _forwarded(forward: PlannedForward, sent: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     """The trusted headers of the caller, those that describe its body, and the API's own."""
-    own = [(f.name, text) for f in forward.headers if (text := _field_text(f))]
+    own = [(f.name, text) for f in forward.api.headers if (text := _field_text(f))]
     names = {name.lower() for name, _ in own}
+    trusted = (forward.trusted | {"content-type", "accept"}) - FRAMING
     for raw_name, raw_value in sent:
         name = raw_name.decode("latin-1")
-        if name not in names and (name in forward.trusted or name in {"content-type", "accept"}):
+        if name not in names and name in trusted:
             own.append((name, raw_value.decode("latin-1")))
     return own
 

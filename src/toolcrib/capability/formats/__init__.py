@@ -27,6 +27,7 @@ _MODULES: Final = {
     "avro": "avro_format",
     "protobuf": "protobuf_format",
     "binary": "binary_format",
+    "text": "text_format",
 }
 
 

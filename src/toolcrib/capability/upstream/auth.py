@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+from urllib.parse import quote
 
 from toolcrib.capability.spec import Auth
 from toolcrib.capability.upstream.credentials import Authorized, Secret, checked
@@ -21,6 +22,7 @@ from toolcrib.core.http import Headers, OutboundClient
 from toolcrib.errors import Unavailable
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_COOKIE_SAFE: Final = "!#$%&'()*+-./:<=>?@[]^_`{|}~"
 Compile = Callable[[str], Secret]
 
 
@@ -45,10 +47,10 @@ class Authenticator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Fixed:
-    """The same credentials for every request: headers, or a query pair."""
+    """The same credentials for every request: headers, and query pairs."""
 
     headers: tuple[tuple[str, str], ...] = ()
-    parameter: tuple[str, str] | None = None  # name, encoded pair
+    parameters: tuple[tuple[str, str], ...] = ()  # name, encoded pair
 
 
 class Constant:
@@ -70,8 +72,8 @@ class Constant:
         if fixed is None:
             fixed = self._made = self._make()
             self._names = frozenset(name.lower() for name, _ in fixed.headers)
-        if fixed.parameter is not None:
-            url = set_parameter(url, *fixed.parameter)
+        for name, pair in fixed.parameters:
+            url = set_parameter(url, name, pair)
         return url, fixed.headers
 
     async def authorize(self, method: str, url: str, body: bytes | None) -> Authorized:  # noqa: ARG002
@@ -144,6 +146,13 @@ class _Fields:
             raise ValueError(f"authentication.{name} must be one of {', '.join(known)}")
         return value
 
+    def named(self, name: str) -> tuple[tuple[Secret, Secret], ...]:
+        """Pairs of a name and a value, of a map."""
+        found = self._fields.get(name) or {}
+        if not isinstance(found, Mapping) or not all(isinstance(v, str | int | float) for v in found.values()):
+            raise ValueError(f"authentication.{name} must be a map of texts")  # noqa: TRY004
+        return tuple((self._secret(key), self._secret(str(value))) for key, value in found.items())
+
     def several(self, name: str) -> tuple[Secret, ...]:
         value = self._fields.get(name)
         texts = [] if value is None else value.replace(",", " ").split() if isinstance(value, str) else value
@@ -170,20 +179,39 @@ def _basic(username: Secret, password: Secret) -> str:
 
 
 def _apikey(fields: _Fields) -> Constant:
-    key, value = fields.required("key"), fields.required("value")
-    placement = fields.choice("placement", "header", "query") or "header"
+    """One key with its placement, or several in maps of `headers` and `parameters`."""
+    headers, parameters = fields.named("headers"), fields.named("parameters")
+    if not (headers or parameters):
+        placement = fields.choice("placement", "header", "query", "cookie") or "header"
+        pair = (fields.required("key"), fields.required("value"))
+        if placement == "cookie":
+            return Constant(lambda: _cookie(*pair))
+        headers, parameters = ((pair,), ()) if placement == "header" else ((), (pair,))
 
-    def header() -> _Fixed:
-        name = checked("key", key)
-        if not _TOKEN.fullmatch(name):
-            raise Unavailable("upstream.credential_invalid", "The key of the API key is no name for a header.")
-        return _Fixed(((name, checked("value", value)),))
+    def make() -> _Fixed:
+        return _Fixed(tuple(_key_header(*pair) for pair in headers), tuple(_key_query(*pair) for pair in parameters))
 
-    def query() -> _Fixed:
-        name = checked("key", key)
-        return _Fixed(parameter=(name, encode_parameter(name, checked("value", value))))
+    return Constant(make)
 
-    return Constant(header if placement == "header" else query)
+
+def _key_header(key: Secret, value: Secret) -> tuple[str, str]:
+    return _token(key), checked("value", value)
+
+
+def _key_query(key: Secret, value: Secret) -> tuple[str, str]:
+    name = checked("key", key)
+    return name, encode_parameter(name, checked("value", value))
+
+
+def _cookie(key: Secret, value: Secret) -> _Fixed:
+    return _Fixed((("Cookie", f"{_token(key)}={quote(checked('value', value), safe=_COOKIE_SAFE)}"),))
+
+
+def _token(key: Secret) -> str:
+    name = checked("key", key)
+    if not _TOKEN.fullmatch(name):
+        raise Unavailable("upstream.credential_invalid", "The key of the API key is no name for a header.")
+    return name
 
 
 def _grant(fields: _Fields) -> Grant:

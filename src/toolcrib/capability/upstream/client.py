@@ -242,6 +242,7 @@ class Upstream:
                     body=request.body,
                     idle_timeout_s=policy.timeout_s,
                     timeout_s=deadline - began,
+                    connect_timeout_s=policy.connect_timeout_s,
                     max_bytes=policy.max_response_bytes,
                 )
             )
@@ -330,6 +331,7 @@ class Upstream:
             headers=headers,
             body=request.body,
             timeout_s=timeout_s,
+            connect_timeout_s=policy.connect_timeout_s,
             max_bytes=policy.max_response_bytes,
         )
         if self._on_exchange is None:

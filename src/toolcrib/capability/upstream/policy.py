@@ -78,7 +78,7 @@ class Policy:
     """How an upstream is called.
 
     Attributes:
-        connect_timeout_s: belongs to the `OutboundClient`: whoever makes the client passes it on.
+        connect_timeout_s: for a new connection; None for the outbound client's.
         timeout_s: for a whole call: waiting, every attempt, and the pauses between them.
         max_response_bytes: size of a decoded body; None for the outbound client's limit.
         idempotent: whether a request may be sent twice; None lets the method decide.
