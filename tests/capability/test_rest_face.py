@@ -367,11 +367,17 @@ async def test_problems_are_problem_json_unless_text_is_asked_for(up: Stub) -> N
 
 
 async def test_what_the_file_cannot_do_is_501_and_found_at_the_start(up: Stub) -> None:
-    exposed = face({"call": "up.nothing"}, {"path": "/ref", "ref": "a.b"}, {"path": "/fine"})
+    exposed = face(
+        {"call": "up.nothing"},
+        {"path": "/none", "mock": True},
+        {"path": "/pattern", "inputParameters": [param("a", "query", pattern="(")]},
+        {"path": "/out", "outputParameters": [{"type": "string", "mapping": "$.a["}]},
+        {"path": "/fine"},
+    )
     async with serving(document(api(up.url, {}), exposed)) as served:
-        assert {"call-unresolved", "ref-unresolved"} <= served.rules()
-        for path in ("/x", "/ref"):
-            assert (await served.http.get(path)).status_code == 501
+        assert {"call-unresolved", "action-missing", "input-invalid", "action-invalid"} <= served.rules()
+        for path in ("/x", "/none", "/pattern", "/out"):
+            assert (await served.http.get(path)).status_code == 501, path
         assert (await served.http.get("/fine")).status_code == 200
     assert up.only().path == "/thing"
 
@@ -684,9 +690,10 @@ async def test_calls_at_the_same_time_do_not_mix(up: Stub) -> None:
         "mappings": [{"targetName": "out", "value": "$.second.id"}],
     }
     function = {
-        "name": "f", "description": "d", "call": "up.one", "with": {"id": "agg.key"}, "inputParameters": [{"name": "key"}]
+        "name": "f", "description": "d", "call": "up.one", "with": {"id": "agg.key", "X-H": "{{h}}"},
+        "inputParameters": [{"name": "key"}],
     }  # fmt: skip
-    other = {**function, "name": "g", "call": "up.one", "with": {"id": "g-{{key}}"}}
+    other = {**function, "name": "g", "with": {"id": "g-{{key}}", "X-H": "agg.h"}}
     exposed = face(
         steps,
         {"path": "/f/{key}", "ref": "agg.f"},

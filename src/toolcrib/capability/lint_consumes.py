@@ -16,7 +16,7 @@ from toolcrib.capability.lint_facts import (
 from toolcrib.capability.names import normalise
 from toolcrib.capability.spec import Auth, Consumed, ControlServer, Input, Mark
 
-FORMATS: Final = ("json", "xml", "yaml", "csv", "tsv", "psv", "html", "markdown", "avro", "protobuf")
+FORMATS: Final = ("json", "xml", "yaml", "csv", "tsv", "psv", "html", "markdown", "avro", "protobuf", "text")
 _SECRETS: Final = {"password", "token", "value", "clientSecret"}
 _SECRET_HEADERS = re.compile(r"authorization|api[-_]?key|token|secret", re.IGNORECASE)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _MAX_FILES = 65_536
 _MAX_HEAD_BYTES = 512 * 1024  # more than asyncio reads at a time, so that the end of a body never counts
@@ -28,6 +28,49 @@ class WebServer(uvicorn.Server):
         yield
 
 
+class _Transport:
+    """A connection that sends the head of an answer together with the first of its body, as one packet.
+
+    uvicorn writes them apart, and each write is a system call on our side and often a wake-up on the client's.
+    """
+
+    __slots__ = ("_held", "_protocol", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport, protocol: HttpToolsProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._held = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, or keep a head that says that bytes follow until they do."""
+        if self._held:
+            self._flush(data)
+        elif data.startswith(b"HTTP/1.") and self._promised():
+            self._held = data
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close when everything is written."""
+        if self._held:
+            self._flush()
+        self._transport.close()
+
+    def _flush(self, data: bytes = b"") -> None:
+        held, self._held = self._held, b""
+        self._transport.write(held + data)
+
+    def _promised(self) -> bool:
+        """Whether the answer under way has a body that is still to come, and will be written."""
+        cycle: RequestResponseCycle | None = self._protocol.cycle
+        return cycle is not None and cycle.expected_content_length > 0 and cycle.scope["method"] != "HEAD"
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the connection's own."""
+        return getattr(self._transport, name)
+
+
 class _Protocol(HttpToolsProtocol):
     """uvicorn's protocol with a bound on the head of a request, in bytes and in time: nobody has signed in yet."""
 
@@ -37,7 +80,7 @@ class _Protocol(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
         self._late = self.loop.call_later(_HEAD_S, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
