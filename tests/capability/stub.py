@@ -1,5 +1,6 @@
 """Capability documents written in Python, served in process, in front of an upstream that writes down what it gets."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import uvicorn
 
 from toolcrib.capability.capability import AT_HOME, Capability
 from toolcrib.core.http import OutboundClient
@@ -140,3 +142,52 @@ def binds(*names: str) -> list[dict[str, Any]]:
 
 def param(name: str, location: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "in": location, **more}
+
+
+def simple(url: str, consumed: Any = None, exposed: Any = None, **more: Any) -> dict[str, Any]:
+    return document(api(url, consumed or {}, **more), face(exposed or {}))
+
+
+async def raw_get(app: Any, raw_path: str, query: bytes = b"", headers: Any = ()) -> int:
+    """A GET whose path is what it is: clients tidy paths up."""
+    scope = {
+        "type": "http", "method": "GET", "path": raw_path, "raw_path": raw_path.encode("latin-1"),
+        "query_string": query, "headers": list(headers), "http_version": "1.1",
+    }  # fmt: skip
+    sent: list[Any] = []
+    asked: list[int] = []
+
+    async def receive() -> Any:
+        if asked:
+            await asyncio.Event().wait()
+        asked.append(1)
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    status: int = sent[0]["status"]
+    return status
+
+
+async def wait_for(claim: Any) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not claim():
+            await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def real(app: Any) -> AsyncIterator[str]:
+    """The application on a socket of its own."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
+    task = asyncio.create_task(server.serve())
+    await wait_for(lambda: server.started or task.done())
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task

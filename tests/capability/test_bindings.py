@@ -161,7 +161,11 @@ async def test_operation_inputs_replace_those_of_the_api_and_the_resource(up: St
     made = api(
         up.url,
         {"inputParameters": [param("v", "query", value="op"), param("x-v", "header", value="op")]},
-        inputParameters=[param("v", "query", value="api"), param("X-V", "header", value="api"), param("w", "query", value=3)],
+        inputParameters=[
+            param("v", "query", value="api"),
+            param("X-V", "header", value="api"),
+            param("w", "query", value=3),
+        ],
     )
     async with serving(document(made, face({}))) as served:
         await served.http.get("/x")
@@ -212,7 +216,9 @@ async def test_a_variable_of_the_base_comes_from_the_call_then_binds_then_the_en
 
 @pytest.mark.parametrize("base", ["", "/", "/v1", "/v1/"])
 @pytest.mark.parametrize("path", ["/thing", "thing", "/thing#X-Amz-Target=a.b", "//thing"])
-async def test_base_and_path_are_joined_by_one_slash_and_the_fragment_is_dropped(up: Stub, base: str, path: str) -> None:
+async def test_base_and_path_are_joined_by_one_slash_and_the_fragment_is_dropped(
+    up: Stub, base: str, path: str
+) -> None:
     asked = await reached_at(up, up.url + base, path)
     assert asked.target == f"{base.rstrip('/')}/thing"
 
@@ -258,7 +264,11 @@ async def test_a_tool_takes_its_arguments_by_the_same_rules(up: Stub) -> None:
         {"name": "get", "call": "up.get"},
         {"name": "get2", "call": "up.get", "with": {"user_id": "tools.who"}},
         {"name": "post", "call": "up.post", "with": {"body": "tools.body"}},
-        {"name": "default", "call": "up.get", "inputParameters": [{"name": "user-id", "type": "string", "default": "d"}]},
+        {
+            "name": "default",
+            "call": "up.get",
+            "inputParameters": [{"name": "user-id", "type": "string", "default": "d"}],
+        },
     )
     async with serving(document(consumed, kit)) as served:
         planned = served.capability.plan.mcp["kit"].tools

@@ -55,7 +55,10 @@ async def test_an_absent_value_is_left_out_null_or_nothing(up: Stub) -> None:
 
 
 async def test_binds_stand_in_bodies_even_when_nothing_else_does(up: Stub) -> None:
-    for body in ({"type": "json", "data": {"k": "{{env.K}}", "in": {"k": ["{{K}}"]}}}, '{"k":"{{env.K}}","in":{"k":[{{K}}]}}'):
+    for body in (
+        {"type": "json", "data": {"k": "{{env.K}}", "in": {"k": ["{{K}}"]}}},
+        '{"k":"{{env.K}}","in":{"k":[{{K}}]}}',
+    ):
         assert json.loads((await sent(up, {"body": body})).body) == {"k": "k&<\"'", "in": {"k": ["k&<\"'"]}}
     form = {"type": "formUrlEncoded", "data": {"k": "{{env.K}}"}}
     assert parse_qsl((await sent(up, {"body": form})).body.decode()) == [("k", "k&<\"'")]
@@ -68,7 +71,9 @@ async def test_constant_bodies_go_out_as_written(up: Stub) -> None:
     assert (await sent(up, {"body": {"type": "json", "data": [1, None]}})).body == b"[1,null]"
 
 
-@pytest.mark.parametrize("body", ['{"a":"\\{{v}}"}', '{"a":"\\u00{{v}}"}', '{"a":"{{v}}",}', '{"a":{{v}}1}', '{"{{v}}"'])
+@pytest.mark.parametrize(
+    "body", ['{"a":"\\{{v}}"}', '{"a":"\\u00{{v}}"}', '{"a":"{{v}}",}', '{"a":{{v}}1}', '{"{{v}}"']
+)
 async def test_a_json_text_in_which_a_value_could_do_harm_is_refused(up: Stub, body: str) -> None:
     made = document(api(up.url, {"method": "POST", "body": body}), face({"method": "POST"}))
     async with serving(made) as served:
@@ -80,7 +85,12 @@ async def test_a_json_text_in_which_a_value_could_do_harm_is_refused(up: Stub, b
 @pytest.mark.parametrize("value", EVIL)
 async def test_a_value_stays_in_its_pair_of_a_form(up: Stub, value: str) -> None:
     forms: list[Any] = [
-        {"body": {"type": "formUrlEncoded", "data": {"a": "{{v}}", "b": "x-{{v}}", "n": "{{none}}", "l": ["{{v}}", "2"]}}},
+        {
+            "body": {
+                "type": "formUrlEncoded",
+                "data": {"a": "{{v}}", "b": "x-{{v}}", "n": "{{none}}", "l": ["{{v}}", "2"]},
+            }
+        },
         {"body": {"type": "formUrlEncoded", "data": "a={{v}}&b=x-{{v}}&n={{none}}&l={{v}}&l=2"}},
         {
             "body": "a={{v}}&b=x-{{v}}&n={{none}}&l={{v}}",
@@ -153,7 +163,7 @@ async def test_a_value_stays_in_its_part_of_multipart(up: Stub, value: str) -> N
     pieces = asked.body.split(delimiter)
     assert len(pieces) == 5
     assert pieces[-1] == b"--\r\n"
-    head, _, content = pieces[1].removesuffix(b"\r\n").partition(b"\r\n\r\n")
+    _head, _, content = pieces[1].removesuffix(b"\r\n").partition(b"\r\n\r\n")
     assert content.decode() == value
     message = email.message_from_bytes(
         b"Content-Type: " + media.encode() + b"\r\n\r\n" + asked.body, policy=email.policy.HTTP

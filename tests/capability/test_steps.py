@@ -25,7 +25,10 @@ async def up() -> AsyncIterator[Stub]:
 
 
 def consumed(up: Stub) -> dict[str, Any]:
-    named = [{"name": "port", "type": "string", "mapping": "$.from"}, {"name": "ship", "type": "object", "mapping": "$.ship"}]
+    named = [
+        {"name": "port", "type": "string", "mapping": "$.from"},
+        {"name": "ship", "type": "object", "mapping": "$.ship"},
+    ]
     return api(
         up.url,
         {"name": "ships", "path": "/ships"},
@@ -72,14 +75,18 @@ async def test_without_mappings_the_last_call_is_the_answer_shaped_by_the_output
 
 
 async def test_an_error_status_does_not_stop_the_sequence_and_is_not_lost(up: Stub) -> None:
-    answer = await run(up, [call("b", "broken"), call("s", "ships")], mappings=[{"targetName": "e", "value": "$.b.error"}])
+    answer = await run(
+        up, [call("b", "broken"), call("s", "ships")], mappings=[{"targetName": "e", "value": "$.b.error"}]
+    )
     assert (answer.status_code, answer.json()) == (200, {"e": "no"})
     answer = await run(up, [call("s", "ships"), call("b", "broken")])
     assert (answer.status_code, answer.json()) == (500, {"error": "no"})
 
 
 async def test_what_is_no_json_is_not_stored_and_does_not_stop(up: Stub) -> None:
-    answer = await run(up, [call("t", "text"), call("s", "ships")], mappings=[{"targetName": "n", "value": "$.s[0].name"}])
+    answer = await run(
+        up, [call("t", "text"), call("s", "ships")], mappings=[{"targetName": "n", "value": "$.s[0].name"}]
+    )
     assert (answer.status_code, answer.json()) == (200, {"n": "A"})
     answer = await run(up, [call("s", "ships"), call("t", "text")])
     assert (answer.status_code, answer.text, answer.headers["content-type"]) == (200, "plain", "text/plain")
@@ -109,7 +116,12 @@ async def test_other_formats_are_converted_and_a_broken_one_is_502(up: Stub) -> 
 async def test_a_lookup_finds_entries(up: Stub, value: str, expected: Any) -> None:
     lookup = {"type": "lookup", "name": "found", "index": "ships", "match": "imo", "lookupValue": value,
               "outputParameters": ["name", "none"]}  # fmt: skip
-    steps = [call("ships", "ships"), call("voyage", "voyage", id="rest.id"), lookup, call("echo", "echo", q="{{found.name}}")]
+    steps = [
+        call("ships", "ships"),
+        call("voyage", "voyage", id="rest.id"),
+        lookup,
+        call("echo", "echo", q="{{found.name}}"),
+    ]
     mappings = [{"targetName": "f", "value": "$.found"}, {"targetName": "id", "value": "$.voyage.id"}]
     answer = await run(up, steps, get="/v/7?imo=2", mappings=mappings)
     assert answer.json() == ({"f": expected, "id": 7} if expected is not None else {"id": 7})

@@ -128,8 +128,8 @@ async def test_a_credential_that_cannot_be_sent_as_it_is_refuses_the_call_withou
         (auth("basic", username="u"), "authentication.password is missing"),
         (auth("bearer", token=["x"]), "authentication.token must be a text"),
         (
-            auth("apikey", key="k", value="v", placement="cookie"),
-            "authentication.placement must be one of header, query",
+            auth("apikey", key="k", value="v", placement="body"),
+            "authentication.placement must be one of header, query, cookie",
         ),
         (auth("kerberos"), "'kerberos' is unknown"),
         (auth("oauth2", clientId="i", clientSecret="s"), "authentication.tokenEndpoint is missing"),

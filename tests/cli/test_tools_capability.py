@@ -120,7 +120,7 @@ def test_imports_are_written_into_the_text(crib: Crib, upstream: Upstream, tmp_p
     tool = Tools(added.json, added.err)["get-thing"]
     poor = crib.run("tools", "call", tool, "--arg", "thing_id=7")
     assert poor.code == 1
-    assert "STORE_KEY" in poor.out
+    assert "store-key" in poor.out
     given = crib.run("tools", "add", "relay.yaml", "--replace", "relay", "--env", "store-key=k3y-0f-it", cwd=tmp_path)
     assert given.code == 0, given.err
     headers = sent(crib, upstream, tool, "--arg", "thing_id=7")["headers"]

@@ -16,7 +16,9 @@ from api.cadenya_calls import BAD_REQUEST, Cadenya
 from capability_shop import SHOP, TOKEN, Shop, answer, capability
 from raw_upstream import hanging, upstream
 from serving import Crib
-from toolcrib.domain.adapters import MASK
+from toolcrib.domain.adapters import MASK, CapabilityAdapter
+from toolcrib.errors import Upstream
+from toolcrib.gateway.providers.capability import Capabilities
 from upstream_app import App, Asked, Told, app
 
 REST_ONLY = (
@@ -159,8 +161,7 @@ async def test_a_value_that_is_missing_is_named(crib: Crib, api: App) -> None:
     asked = len(api.asked)
     result = await made.call("get-order", id="1")
     assert result["isError"]
-    assert "SHOP_TOKEN" in result["content"][0]["text"]
-    assert "tool set" in result["content"][0]["text"]
+    assert "needs shop-token, which has no value: set it in the env of the tool set" in result["content"][0]["text"]
     assert len(api.asked) == asked, "a request without its credentials"
     assert (await crib.audit(limit=1))[0]["error_code"] == "bind.unresolved"
     assert (await made.replace(env={"shop-token": TOKEN}))["type"] == "sync_completed"
@@ -361,3 +362,34 @@ async def test_two_workspaces_never_see_each_others(crib: Crib, api: App, shop: 
         refused = await stranger.post(f"/api/tools/{shop.slug}__get-order/call", json={"arguments": {"id": "1"}})
         assert refused.status_code == 404
         assert len(api.asked) == asked
+
+
+# ---- what is kept compiled -------------------------------------------------------------------------------------------
+
+
+async def test_files_are_compiled_once_and_the_least_used_are_forgotten(api: App) -> None:
+    def adapter(number: int) -> CapabilityAdapter:
+        return CapabilityAdapter(f"{SHOP}# {number} {'x' * 900_000}", {"shop": api.url}, {"shop-token": TOKEN})
+
+    async def call(number: int) -> None:
+        await kept.call_tool(f"set:{number}", adapter(number), "get-order", b'{"id":"1"}', timeout_s=10)
+
+    kept = Capabilities(api.outbound, max_result_bytes=10_000)
+    await asyncio.gather(*(call(1) for _ in range(5)))
+    assert list(kept._kept) == ["set:1"]
+    for number in (2, 3, 1, 4, 5, 6, 7, 8, 9, 10):
+        await call(number)
+    assert list(kept._kept) == [f"set:{number}" for number in (1, 4, 5, 6, 7, 8, 9, 10)]
+    kept.retire("set:9")
+    await call(9)
+    await kept.close()
+    assert not kept._kept
+    assert kept._size == 0
+
+
+async def test_a_result_larger_than_the_operator_allows_is_an_error(api: App) -> None:
+    few = Capabilities(api.outbound, max_result_bytes=10)
+    adapter = CapabilityAdapter(SHOP, {"shop": api.url}, {"shop-token": TOKEN})
+    with pytest.raises(Upstream, match="more than 10 bytes"):
+        await few.call_tool("set:1", adapter, "get-order", b'{"id":"1"}', timeout_s=10)
+    await few.close()

@@ -101,7 +101,7 @@ async def test_no_file_of_the_server_is_read(crib: Crib, api: App, tmp_path: Pat
     before = len(api.asked)
     result = await made.call("get-things")
     assert result["isError"]
-    assert "LEAK" in result["content"][0]["text"]
+    assert "needs leak, which has no value" in result["content"][0]["text"]
     assert len(api.asked) == before
     assert (await made.replace(source=source, env={"leak": "given"}))["type"] == "sync_completed"
     await made.call("get-things")

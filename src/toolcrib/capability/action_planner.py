@@ -23,6 +23,8 @@ from toolcrib.errors import Invalid, Unavailable
 class StepUnknown(ValueError):
     """A lookup into something that is no earlier step."""
 
+_MAX_REFS = 20  # references one behind the other
+
 
 @dataclass(slots=True)
 class Built:
@@ -42,6 +44,7 @@ class ActionPlanner:
         self.ground = ground
         self.apis = apis
         self.called: dict[str, calls.Action] = {}
+        self._inside: list[str] = []  # the references that are being followed
         self.functions: dict[str, tuple[Function, str]] = {}
         for aggregate in ground.document.aggregates:
             for function in aggregate.functions:
@@ -138,9 +141,18 @@ class ActionPlanner:
             message = f"{name} refers to {action.ref}, which no aggregate has."
             self.ground.error("ref-unresolved", message, REFUSED, "write namespace.function of an aggregate", at)
             return Built(calls.Broken(Unavailable("ref.unresolved", message)))
+        if action.ref in self._inside or len(self._inside) >= _MAX_REFS:
+            why = "leads back to itself" if action.ref in self._inside else f"is more than {_MAX_REFS} references away"
+            message = f"{name} refers to {action.ref}, which {why}."
+            self.ground.error("ref-unresolved", message, REFUSED, "refer to a function that calls something", at)
+            return Built(calls.Broken(Unavailable("ref.unresolved", message)))
         function, namespace = found
         inside = function.action if function.action.outputs else replace(function.action, outputs=action.outputs)
-        inner = self.action(inside, Caller(self.scope(function.inputs, namespace)), action.ref or "", at)
+        self._inside.append(action.ref or "")
+        try:
+            inner = self.action(inside, Caller(self.scope(function.inputs, namespace)), action.ref or "", at)
+        finally:
+            self._inside.pop()
         values = tuple((entry.key, compile_value(entry.value, caller.scope)) for entry in action.with_)
         taken = {entry.key for entry in action.with_}
         needed = {item.name: Slot(item.name, "template", item.required is not False, item) for item in function.inputs}

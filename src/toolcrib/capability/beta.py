@@ -11,7 +11,7 @@ from typing import Final
 from toolcrib.capability.yaml_source import Node
 
 VERSION_KEYS: Final = ("naftiko", "ikanos")
-KNOWN_VERSION: Final = re.compile(r"1\.0\.0-(?:alpha[123]|beta[1-9]\d*)")
+KNOWN_VERSION: Final = re.compile(r"1\.0\.0-(?:alpha[1-9]|beta[1-9]\d*)")
 
 # Kind of record -> other name of a field -> its name. "" holds for every kind.
 _SPELLINGS: Final[Mapping[str, Mapping[str, str]]] = {

@@ -61,7 +61,7 @@ def bind_call(operation: Operation, entries: tuple[WithEntry, ...], caller: Call
     rest: list[Slot] = []
     for slot in operation.slots.values():
         key = match(_bare(slot, caller), given)
-        if key is None and slot.name == operation.body_slot and "body" in given:
+        if key is None and slot.key == operation.body_slot and "body" in given:
             key = "body"
         if key is None:
             rest.append(slot)
@@ -89,7 +89,7 @@ def bind_call(operation: Operation, entries: tuple[WithEntry, ...], caller: Call
 
 
 def _add(binding: Binding, slot: Slot, source: Source, words: str) -> None:
-    binding.sources.append((slot.name, source))
+    binding.sources.append((slot.key, source))
     binding.bound.append(Bound(slot.name, slot.kind, words, slot.required))
 
 
@@ -169,7 +169,7 @@ def _bind_open(binding: Binding, slot: Slot, caller: Caller) -> None:
 
 def _bind_body(binding: Binding, slot: Slot, operation: Operation, caller: Caller) -> None:
     name = slot.name
-    if operation.body_slot != name:  # one of several members
+    if operation.body_slot != slot.key:  # one of several members
         binding.inferred.setdefault(name, slot)
         words = "body member" if caller.rest else "argument"
         _add(binding, slot, lambda inputs: inputs.member(name), f"{words} {name}")

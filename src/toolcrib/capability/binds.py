@@ -24,6 +24,15 @@ Secret = Callable[[], str]
 _MAX_FILE = 1 << 20
 
 
+class _AsWritten(yaml.SafeLoader):
+    """Scalars are the texts that they are: 0123 is no octal number, and a date no date; only null is nothing."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's way to say it
+        first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Missing:
     """A declared variable without a value, and where one was looked for."""
@@ -164,7 +173,10 @@ def _file(bind: Bind) -> Mapping[str, Any]:
         if path.stat().st_size > _MAX_FILE:
             raise _broken(bind, "the file is larger than 1 MiB", "keep only the values in it")
         text = path.read_text("utf-8")
-        loaded = yaml.safe_load(text) if path.suffix in {".yaml", ".yml"} else json.loads(text)
+        if path.suffix in {".yaml", ".yml"}:
+            loaded = yaml.load(text, _AsWritten)  # noqa: S506 - a SafeLoader
+        else:
+            loaded = json.loads(text, parse_int=str, parse_float=str)
     except (OSError, UnicodeError):
         return {}
     except (yaml.YAMLError, ValueError, RecursionError):  # their messages would quote the secrets

@@ -4,7 +4,6 @@ Everything here was compiled by the planner; a call only looks values up, sends,
 an answer, not an exception; what cannot be answered raises AppError.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +133,7 @@ class Call:
         """The tree of a body; a large one is read beside the event loop."""
         charset = charset_of(media)
         if len(body) > (_LARGE_JSON if self.format.is_json else BLOCKING_BYTES):
-            return await asyncio.to_thread(self.format.decode, body, charset)
+            return await self.format.decode_aside(body, charset)
         return self.format.decode(body, charset)
 
     async def tree(self, response: OutboundResponse) -> Any:

@@ -16,7 +16,7 @@ AUTH = kind(
     "authentication",
     "type username password token key value placement authorizationServerUri resource scopes audience tokenEndpoint "
     "tokenValidation clientId clientSecret clientAuthentication description in name header headers parameters "
-    "consumerKey consumerSecret signingKey apiId apiKey certPath certPassword",
+    "consumerKey consumerSecret signingKey tokenSecret apiId apiKey certPath certPassword",
 )
 _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "basic": ("username",),
@@ -79,9 +79,7 @@ def _api_key(fields: dict[str, Any], type_: str) -> dict[str, Any]:
     for field in _SEVERAL:
         if isinstance(fields.get(field), list):
             fields[field] = {
-                str(entry.get("name", "")): entry.get("value")
-                for entry in fields[field]
-                if isinstance(entry, Mapping)
+                str(entry.get("name", "")): entry.get("value") for entry in fields[field] if isinstance(entry, Mapping)
             }
     if not _OPEN_API & fields.keys():
         if type_ in {"query", "cookie"}:

@@ -52,8 +52,8 @@ CONSUMED = kind(
 CONSUMED_RESOURCE = kind("consumed resource", f"{_TOLD} path inputParameters operations")
 CONSUMED_OPERATION = kind(
     "consumed operation",
-    f"{_TOLD} method path inputParameters outputRawFormat outputSchema outputParameters body outputMediaType maxBinarySize "
-    f"semantics {EXTENSION}",
+    f"{_TOLD} method path inputParameters outputRawFormat outputSchema outputParameters body outputMediaType "
+    f"maxBinarySize semantics {EXTENSION}",
 )
 EXPOSED = kind(
     "server",

@@ -55,12 +55,19 @@ class Slot:
     """A value that the operation can take.
 
     `kind` is where it goes: path query header cookie body template environment, or relay (a body nothing describes).
+    `own_key` tells a part of the body from a path variable of the same name: they may have different values.
     """
 
     name: str
     kind: str
     required: bool
     input: Input | None = None  # its declaration, if it has one
+    own_key: str = ""
+
+    @property
+    def key(self) -> str:
+        """What its value is called among the values of a request."""
+        return self.own_key or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,7 @@ class Operation:
 
     def _must_have(self, values: Values) -> None:
         for slot in self.slots.values():
-            if slot.required and slot.kind != "path" and values.get(slot.name, ABSENT) is ABSENT:
+            if slot.required and slot.kind != "path" and values.get(slot.key, ABSENT) is ABSENT:
                 where = "request body" if slot.kind in {"body", "relay"} else f"{slot.kind} parameter {slot.name}"
                 raise Invalid("parameter.missing", f"The {where} is required.", field=slot.name)
 
@@ -343,8 +350,7 @@ def _compile_body(op: Operation, body: Body | None, every: list[Input], binds: B
         if item.value is not ABSENT:
             op.make_body = _given_body(op, item, binds)
             return
-        op.slots[item.name] = Slot(item.name, "body", required=bool(item.required), input=item)
-        op.body_slot = item.name
+        op.body_slot = _body_slot(op, item)
     elif inputs:
         op.make_body = _member_body(op, inputs, binds)
         return
@@ -353,6 +359,13 @@ def _compile_body(op: Operation, body: Body | None, every: list[Input], binds: B
         op.body_slot = RELAYED
     if op.body_slot is not None:
         op.make_body = _whole_body(op.body_slot)
+
+
+def _body_slot(op: Operation, item: Input) -> str:
+    """The key of a new slot for a body or a member of it."""
+    slot = Slot(item.name, "body", bool(item.required), item, f"body:{item.name}" if item.name in op.slots else "")
+    op.slots[slot.key] = slot
+    return slot.key
 
 
 def _type(op: Operation, name: str, declared: Input | None) -> None:
@@ -404,9 +417,9 @@ def _member_body(op: Operation, inputs: list[Input], binds: Binds) -> MakeBody:
             _use(op, names)
             members.append((item.name, _own_or_given(item.name, value)))
         else:
-            op.slots[item.name] = Slot(item.name, "body", required=bool(item.required), input=item)
-            _type(op, item.name, item)
-            members.append((item.name, _slot_value(item.name)))
+            key = _body_slot(op, item)
+            _type(op, key, item)
+            members.append((item.name, _slot_value(key)))
 
     def make(values: Values) -> tuple[bytes | None, str | None]:
         found = {name: value for name, get in members if (value := get(values)) is not ABSENT}

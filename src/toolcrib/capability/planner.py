@@ -46,7 +46,7 @@ from toolcrib.capability.spec import (
     RestServer,
     Tool,
 )
-from toolcrib.capability.template_text import variables
+from toolcrib.capability.template_text import TemplateInvalid, variables
 from toolcrib.capability.templates import PathTemplate
 from toolcrib.capability.upstream import Upstream
 from toolcrib.errors import AppError, NotFound, Unavailable
@@ -109,8 +109,17 @@ class _Planner:
     # -- REST
 
     def _rest(self, server: RestServer) -> PlannedRest:
-        paths = tuple(self._path(server, resource) for resource in server.resources)
-        return PlannedRest(server, paths)
+        usable = (r for r in server.resources if self._is_template(r.path, r.at))
+        return PlannedRest(server, tuple(self._path(server, resource) for resource in usable))
+
+    def _is_template(self, path: str, at: Mark) -> bool:
+        """Whether a path or URI can be understood; a finding says so if not."""
+        try:
+            variables(path, single=True)
+        except TemplateInvalid as error:
+            self.ground.error("path-invalid", f"{path}: {error}.", "it is left out", "write {name} for a variable", at)
+            return False
+        return True
 
     def _path(self, server: RestServer, resource: RestResource) -> PlannedPath:
         routes = tuple(self._route(server, resource, operation) for operation in resource.operations)
@@ -174,7 +183,8 @@ class _Planner:
         tools: dict[str, PlannedTool] = {}
         for tool in server.tools:
             tools[tool.name] = self._tool(server.namespace, tool)
-        resources = tuple(self._resource(server, resource) for resource in server.resources)
+        usable = (r for r in server.resources if self._is_template(r.uri, r.at))
+        resources = tuple(self._resource(server, resource) for resource in usable)
         prompts = {p.name: planned for p in server.prompts if (planned := self._prompt(p)) is not None}
         return PlannedMcp(server, tools, resources, prompts)
 
@@ -188,6 +198,7 @@ class _Planner:
                 if isinstance(server, RestServer)
                 for resource in server.resources
                 for operation in resource.operations
+                if f"{server.namespace}.{operation.name or f'{operation.method} {resource.path}'}" in self.bound
             ]
         tools: dict[str, PlannedTool] = {}
         for namespace, tool in planned:

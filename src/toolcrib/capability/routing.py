@@ -1,13 +1,15 @@
 """Which exposed path a request means: literal segments before mixed ones, those before variables, the rest last.
 
 Segments are percent-decoded one by one, so an encoded slash stays part of its value. A trailing slash is tolerated.
+Segments that mix text and variables are matched by RE2: another engine would try all ways to divide a caller's text.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
+
+import re2
 
 from toolcrib.capability.template_text import Variable, parse
 
@@ -17,7 +19,7 @@ T = TypeVar("T")
 @dataclass(slots=True)
 class _Node(Generic[T]):
     literal: "dict[str, _Node[T]]" = field(default_factory=dict)
-    mixed: "list[tuple[re.Pattern[str], _Node[T]]]" = field(default_factory=list)
+    mixed: "list[tuple[Any, _Node[T]]]" = field(default_factory=list)
     variable: "_Node[T] | None" = None
     leaves: list[tuple[tuple[str, ...], T]] = field(default_factory=list)
     rest: list[tuple[tuple[str, ...], T]] = field(default_factory=list)
@@ -52,7 +54,7 @@ class Router(Generic[T]):
                 node = node.variable
             elif any(isinstance(part, Variable) for part in parts):
                 names += [part.name for part in parts if isinstance(part, Variable)]
-                node = _mixed(node, "".join("(.+?)" if isinstance(p, Variable) else re.escape(p) for p in parts))
+                node = _mixed(node, "".join("(.+?)" if isinstance(p, Variable) else re2.escape(p) for p in parts))
             else:
                 node = node.literal.setdefault(unquote(segment), _Node())
         node.leaves.append((tuple(names), target))
@@ -80,10 +82,10 @@ def trailing_variable(segment: str) -> bool:
 
 def _mixed(node: _Node[T], pattern: str) -> _Node[T]:
     for known, below in node.mixed:
-        if known.pattern == pattern:
+        if known.pattern == f"(?s:{pattern})":
             return below
     below = _Node[T]()
-    node.mixed.append((re.compile(pattern, re.DOTALL), below))
+    node.mixed.append((re2.compile(f"(?s:{pattern})"), below))
     return below
 
 

@@ -12,22 +12,22 @@ _TYPES = frozenset({"string", "number", "integer", "boolean", "array", "object"}
 def input_schema(declared: tuple[Input, ...], inferred: Mapping[str, Slot]) -> dict[str, Any]:
     """A JSON Schema for the arguments; `declared` inputs are required unless they say otherwise."""
     properties: dict[str, Any] = {}
-    required: list[str] = []
+    required: dict[str, None] = {}  # an input may be declared twice
     for item in declared:
         properties[item.name] = _property(item, item.type or "string")
         if item.required is not False and item.default is ABSENT and item.value is ABSENT:
-            required.append(item.name)
+            required[item.name] = None
     for name, slot in inferred.items():
         if name in properties:
             continue
         properties[name] = _inferred(slot)
         if slot.required:
-            required.append(name)
+            required[name] = None
     schema: dict[str, Any] = {"type": "object"}
     if properties:
         schema["properties"] = properties
     if required:
-        schema["required"] = required
+        schema["required"] = list(required)
     return schema
 
 

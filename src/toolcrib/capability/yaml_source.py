@@ -20,7 +20,7 @@ from toolcrib.capability.spec import Mark
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a file may cost: bytes of text, levels of nesting, nodes once aliases are followed (long texts are several)."""
+    """What a file may cost: bytes of text, levels of nesting, nodes with aliases followed (a long text is several)."""
 
     size: int = 4 << 20
     depth: int = 100

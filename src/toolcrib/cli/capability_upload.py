@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from toolcrib.capability.bundle import bundle
 from toolcrib.capability.capability import Capability
 from toolcrib.capability.findings import CapabilityInvalid, Finding
@@ -21,31 +19,7 @@ from toolcrib.cli.inventory import ToolSetEntry, find_tool_set
 from toolcrib.cli.output import say
 from toolcrib.domain.adapters import MASK
 
-_ENDINGS = frozenset({".yaml", ".yml", ".json"})
 _SHOWN = 30  # findings
-
-
-def is_capability_file(target: str) -> bool:
-    """Whether a target is a file here, or is called like one."""
-    path = Path(target)
-    return "://" not in target and (path.is_file() or path.suffix.lower() in _ENDINGS)
-
-
-def read_env(texts: list[str] | None) -> dict[str, str]:
-    """`NAME=VALUE`, or `NAME` for the value that the environment of this command has.
-
-    Raises:
-        typer.BadParameter: one has no name, or the environment no such variable.
-    """
-    values = {}
-    for text in texts or ():
-        name, here, value = text.partition("=")
-        if not name.strip():
-            raise typer.BadParameter(f"{text!r} is not NAME=VALUE.", param_hint="--env")
-        if not here and (found := os.environ.get(name.strip())) is None:
-            raise typer.BadParameter(f"{name} has no value in the environment; write {name}=VALUE.", param_hint="--env")
-        values[name.strip()] = value if here else (found or "")
-    return values
 
 
 @dataclass(frozen=True, slots=True)

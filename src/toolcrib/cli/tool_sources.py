@@ -1,6 +1,8 @@
 """`toolcrib tools add` and `add-http`: command lines to tool sets and tools as the API wants them."""
 
+import importlib
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -12,13 +14,6 @@ from urllib.parse import urlsplit
 import typer
 
 from toolcrib.cli.arguments import parse_object, text_of
-from toolcrib.cli.capability_upload import (
-    CapabilityFile,
-    is_capability_file,
-    read_env,
-    replacement,
-    stored_capability,
-)
 from toolcrib.cli.client import Server
 from toolcrib.cli.failure import FAILED, WRONG, CommandFailed
 from toolcrib.cli.inventory import (
@@ -38,6 +33,7 @@ from toolcrib.core.template import BodyTemplate, PathTemplate, QueryTemplate, Te
 
 _LAUNCHERS = frozenset({"npx", "bunx", "uvx", "uv", "pipx", "python", "python3", "node", "deno", "bun"})
 _LAUNCHER_WORDS = frozenset({"run", "x", "tool", "exec", "dlx"})
+_ENDINGS = frozenset({".yaml", ".yml", ".json"})  # of capability files
 _SOURCE = "Where the tools come from"
 _CHOICE = "Which tools"
 
@@ -146,7 +142,7 @@ def add(
         toolcrib tools add shop.yaml --replace shop
         toolcrib tools add --http https://api.example.com/v2 --name orders
     """
-    file = Path(target) if target is not None and is_capability_file(target) else None
+    file = Path(target) if target is not None and _is_capability_file(target) else None
     _check_source(target, stdio, http, file=file, env=env, cwd=cwd, base_uri=base_uri, replace=replace)
     if http is not None and (include or exclude or approve):
         raise CommandFailed("--include, --exclude and --approve are for MCP servers and capability files.", WRONG)
@@ -157,10 +153,10 @@ def add(
     server = Server.find(url=url, api_key=api_key, data=data)
     choice = _choice(include, exclude, approve)
     if file is not None and replace is not None:
-        tool_set, watch = _replaced(server, replace, file, read_env(env), pairs(base_uri, "--base-uri"), choice)
+        tool_set, watch = _replaced(server, replace, file, _read_env(env), pairs(base_uri, "--base-uri"), choice)
         _report(server, tool_set, None if no_wait else watch.wait(timeout), as_json=as_json, done="Changed")
         return
-    source = _Source(target, stdio, http, file, pairs(header, "--header", ":"), read_env(env), choice)
+    source = _Source(target, stdio, http, file, pairs(header, "--header", ":"), _read_env(env), choice)
     adapter, usual_name = source.adapter(server, transport, cwd, pairs(base_uri, "--base-uri"))
     body = {
         "metadata": _metadata(name or usual_name, label, external_id),
@@ -194,7 +190,7 @@ class _Source:
             command = _command(words, self.env, cwd, server)
             return {"mcp": {"headers": self.headers, **command, **self.choice}}, _name_of_command(words)
         if self.file is not None:
-            whole = CapabilityFile.read(self.file, env=self.env, base_uris=base_uris)
+            whole = _uploads().CapabilityFile.read(self.file, env=self.env, base_uris=base_uris)
             whole.say_findings()
             sent = {"source": whole.text, "env": self.env, "baseUris": base_uris, **self.choice}
             return {"capability": sent}, whole.name
@@ -233,14 +229,43 @@ def _replaced(
     choice: dict[str, Any],
 ) -> tuple[ToolSetEntry, SyncWatch]:
     """Give a tool set another version of its file; what is not given stays."""
-    tool_set, stored = stored_capability(server, name)
-    whole = CapabilityFile.read(file, env=env, base_uris=base_uris)
+    uploads = _uploads()
+    tool_set, stored = uploads.stored_capability(server, name)
+    whole = uploads.CapabilityFile.read(file, env=env, base_uris=base_uris)
     whole.say_findings(stored=stored.get("env", {}))
-    adapter = {**replacement(stored, whole.text, env=env, base_uris=base_uris), **choice}
+    adapter = {**uploads.replacement(stored, whole.text, env=env, base_uris=base_uris), **choice}
     watch = SyncWatch.before_asking(server, tool_set)
     changed = server.put(tool_set.path, {"spec": {"adapter": {"capability": adapter}}}, expects="metadata")
     server.post(f"{tool_set.path}:sync", expects="metadata")  # the same file would not be read again by itself
     return tool_set_entry(server, changed), watch
+
+
+def _is_capability_file(target: str) -> bool:
+    """Whether a target is a file here, or is called like one."""
+    path = Path(target)
+    return "://" not in target and (path.is_file() or path.suffix.lower() in _ENDINGS)
+
+
+def _read_env(texts: list[str] | None) -> dict[str, str]:
+    """`NAME=VALUE`, or `NAME` for the value that the environment of this command has.
+
+    Raises:
+        typer.BadParameter: one has no name, or the environment no such variable.
+    """
+    values = {}
+    for text in texts or ():
+        name, here, value = text.partition("=")
+        if not name.strip():
+            raise typer.BadParameter(f"{text!r} is not NAME=VALUE.", param_hint="--env")
+        if not here and (found := os.environ.get(name.strip())) is None:
+            raise typer.BadParameter(f"{name} has no value in the environment; write {name}=VALUE.", param_hint="--env")
+        values[name.strip()] = value if here else (found or "")
+    return values
+
+
+def _uploads() -> Any:
+    """`capability_upload.py`, loaded when there is a file: the engine takes longer to load than others to run."""
+    return importlib.import_module("toolcrib.cli.capability_upload")
 
 
 def _metadata(name: str, label: list[str] | None, external_id: str | None) -> dict[str, Any]:

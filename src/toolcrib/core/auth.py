@@ -6,7 +6,7 @@ from toolcrib.errors import Forbidden, Invalid
 
 SCOPES: dict[str, str] = {
     "tool_sets:read": "see tool sets, their tools and events",
-    "tool_sets:write": "create, change and delete tool sets and tools; see the header values they send",
+    "tool_sets:write": "create, change and delete tool sets and tools; see the secrets they send",
     "commands:write": "let a tool set run a command on the Toolcrib host (stdio MCP servers); see its environment",
     "tools:call": "list and call tools over MCP and REST",
     "audit:read": "see the record of tool calls",

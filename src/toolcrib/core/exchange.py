@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from starlette.types import Receive, Scope, Send
 
 from toolcrib.errors import Invalid, Unavailable
 
 T = TypeVar("T")
-_PATIENCE_S = 0.05
+_PATIENCE_S = 0.03
 
 
 class ClientGone(Exception):
@@ -23,7 +24,7 @@ class BodyTooLarge(Invalid):
 class Exchange:
     """A request and the way to answer it."""
 
-    __slots__ = ("_send", "headers", "method", "path", "receive", "scope")
+    __slots__ = ("_headers", "_send", "method", "path", "receive", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -31,7 +32,14 @@ class Exchange:
         self._send = send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self._headers: dict[str, str] | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers, names in lower case; of a name that comes more than once, the last."""
+        if self._headers is None:
+            self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self.scope["headers"]}
+        return self._headers
 
     async def reply(
         self,
@@ -110,17 +118,18 @@ async def run_unless_gone(exchange: Exchange, work: Awaitable[T]) -> T:
 class _Watch:
     """Cancels the task that made it when the client closes the connection, until `end`."""
 
-    __slots__ = ("_exchange", "_timer", "_watcher", "gone", "task")
+    __slots__ = ("_exchange", "_patience", "_watcher", "gone", "task")
 
     def __init__(self, exchange: Exchange) -> None:
-        loop = asyncio.get_running_loop()
-        self.task = cast("asyncio.Task[object]", asyncio.current_task(loop))
+        self.task = cast("asyncio.Task[object]", asyncio.current_task())
         self.gone = False
         self._exchange = exchange
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(_PATIENCE_S, self._begin)
+        self._patience = _patience_of(self.task.get_loop())
+        self._patience.add(self)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Patience is at its end: watch the connection."""
         self._watcher = asyncio.create_task(self._exchange.wait_gone())
         self._watcher.add_done_callback(self._left)
 
@@ -130,7 +139,50 @@ class _Watch:
             self.task.cancel()
 
     def end(self) -> None:
-        self._timer.cancel()
+        """The work is done; who leaves now leaves it alone."""
+        self._patience.discard(self)
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.cancel()
+
+
+class _Patience:
+    """Calls that nobody has lost patience with yet: one timer for all of them, because nearly all end before it.
+
+    A call is watched after one to two times `_PATIENCE_S`.
+    """
+
+    __slots__ = ("_new", "_old", "_ticking")
+
+    def __init__(self) -> None:
+        self._new: set[_Watch] = set()
+        self._old: set[_Watch] = set()  # those that a tick has seen
+        self._ticking = False
+
+    def add(self, watch: _Watch) -> None:
+        self._new.add(watch)
+        if not self._ticking:
+            self._ticking = True
+            watch.task.get_loop().call_later(_PATIENCE_S, self._tick)
+
+    def discard(self, watch: _Watch) -> None:
+        self._new.discard(watch)
+        self._old.discard(watch)
+
+    def _tick(self) -> None:
+        for watch in self._old:
+            watch.begin()
+        self._old, self._new = self._new, set()
+        self._ticking = bool(self._old)
+        if self._ticking:
+            asyncio.get_running_loop().call_later(_PATIENCE_S, self._tick)
+
+
+_patiences: "WeakKeyDictionary[asyncio.AbstractEventLoop, _Patience]" = WeakKeyDictionary()
+
+
+def _patience_of(loop: asyncio.AbstractEventLoop) -> _Patience:
+    patience = _patiences.get(loop)
+    if patience is None:
+        patience = _patiences[loop] = _Patience()
+    return patience

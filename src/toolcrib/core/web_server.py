@@ -17,6 +17,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 _MAX_FILES = 65_536
 _MAX_HEAD_BYTES = 512 * 1024  # more than asyncio reads at a time, so that the end of a body never counts
 _HEAD_S = 60.0
+_LOOK_S = 60.0  # how often a body that is arriving is looked at
+_BODY_BYTES = 4096  # what must have arrived since the last look
+_STALLED_S = 60.0  # for how long a client may take nothing of an answer that waits for it
+_MAX_WAITING = 128  # requests of one connection behind the one that is answered; each takes some kilobytes
 
 
 class WebServer(uvicorn.Server):
@@ -72,12 +76,19 @@ class _Transport:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with a bound on the head of a request, in bytes and in time: nobody has signed in yet."""
+    """uvicorn's protocol with bounds on what a client may hold on to: nobody has signed in yet.
+
+    The head of a request has a largest size and a time; its body must keep arriving while the application reads it; its
+    answer must be taken; and requests cannot be piled up without waiting for answers.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._in_head, self._head_bytes = True, 0
         self._late: asyncio.TimerHandle | None = None
+        self._in_body, self._body_bytes = False, 0
+        self._look: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
@@ -85,6 +96,8 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()
+        self._body_ended()
+        self._taken()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -94,17 +107,78 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._in_time()
+        if len(self.pipeline) >= _MAX_WAITING:
+            self.transport.abort()
+        if self.transport.is_closing():  # what else was read together with it is of no interest
+            return
         super().on_headers_complete()
+        self._in_body = True
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._body_ended()
+        if self.cycle is not None:
+            super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self.transport.is_closing():
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self.transport.abort()
-        elif self._late is None:
+        if self._in_body:
+            self._body_bytes += len(data)
+            if self._look is None:
+                self._body_bytes = 0
+                self._look = self.loop.call_later(_LOOK_S, self._still_arriving)
+        elif self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self.transport.abort()
+            elif self._late is None:
+                self._late = self.loop.call_later(_HEAD_S, self.transport.abort)
+        elif self._late is None and self.timeout_keep_alive_task is None and self.cycle.response_complete:
+            # an empty line between requests ended the wait for the next one, and is none itself
             self._late = self.loop.call_later(_HEAD_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for_client()
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
+    def _still_arriving(self) -> None:
+        """Give up a body that hardly arrives; while the application does not read, the client is not to blame."""
+        if self._body_bytes < _BODY_BYTES and not self.flow.read_paused:
+            self.transport.abort()
+            return
+        self._body_bytes = 0
+        self._look = self.loop.call_later(_LOOK_S, self._still_arriving)
+
+    def _body_ended(self) -> None:
+        self._in_body = False
+        look, self._look = self._look, None
+        if look is not None:
+            look.cancel()
+
+    def _wait_for_client(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._stalled = self.loop.call_later(_STALLED_S, self._still_taking, size)
+
+    def _still_taking(self, before: int) -> None:
+        """Give up a client that took nothing of what waits for it: memory and a connection hang on it."""
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._wait_for_client()
+
+    def _taken(self) -> None:
+        stalled, self._stalled = self._stalled, None
+        if stalled is not None:
+            stalled.cancel()
 
     def _in_time(self) -> None:
         late, self._late = self._late, None

@@ -116,6 +116,7 @@ def build(deps: Deps) -> McpHttp[_Caller]:
         max_request_bytes=deps.max_request_bytes,
         allowed_origins=deps.allowed_origins,
         origins_setting="TOOLCRIB_MCP_ALLOWED_ORIGINS",
+        callers_sign_in=True,
         closing=deps.closing,
     )
     deps.database.bus.subscribe(CANCEL_NEWS, app.dispatcher.cancel)

@@ -153,7 +153,7 @@ class _Control:
             return
         origin = header_of(scope, b"origin")
         site = header_of(scope, b"sec-fetch-site")
-        if site not in {"", "none", "same-origin"} or (origin and urlsplit(origin).netloc != host):
+        if site not in {"", "none", "same-origin"} or (origin and _authority(origin) != host):
             raise Forbidden("origin.refused", "a page of another origin may not change this capability")
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -351,6 +351,13 @@ def _on(management: Mapping[str, Any], key: str, *, default: bool = False) -> bo
     """Whether a part is switched on: by true, or by settings that do not say otherwise."""
     value = management.get(key, default)
     return value.get("enabled", True) is True if isinstance(value, Mapping) else value is True
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from toolcrib.capability.expose.problem import header_of, problem, respond
+from toolcrib.core.mcp_server.http import PERMITTED_ORIGIN
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _KEYS: Final = frozenset({"origins", "methods", "headers", "exposeHeaders", "credentials", "maxAge"})
@@ -36,7 +37,7 @@ class CorsRules:
         Raises:
             ValueError: a key or a value that is not understood, or any origin together with credentials.
         """
-        if unknown := sorted(set(settings) - _KEYS):
+        if unknown := [key for key in settings if key not in _KEYS]:
             raise ValueError(f"cors: {unknown[0]!r} is not one of {', '.join(sorted(_KEYS))}")
         origins = _texts(settings, "origins", ())
         if not origins:
@@ -45,7 +46,7 @@ class CorsRules:
         headers = _tokens(settings, "headers", ("*",))
         credentials = settings.get("credentials", False)
         max_age_s = settings.get("maxAge", _MAX_AGE_S)
-        if credentials not in {True, False}:
+        if not isinstance(credentials, bool):
             raise ValueError("cors: credentials is true or false")
         if isinstance(max_age_s, bool) or not isinstance(max_age_s, int) or max_age_s < 0:
             raise ValueError("cors: maxAge is a number of seconds")
@@ -59,7 +60,7 @@ class CorsRules:
             methods=_METHODS if "*" in methods else tuple(method.upper() for method in methods),
             headers=None if "*" in headers else headers,
             expose_headers=_tokens(settings, "exposeHeaders", ()),
-            credentials=bool(credentials),
+            credentials=credentials,
             max_age_s=max_age_s,
         )
 
@@ -82,7 +83,7 @@ def with_cors(app: ASGIApp, rules: CorsRules) -> ASGIApp:
             await app(scope, receive, _varying(send))
         else:
             named = [] if rules.origins is None else [(b"access-control-allow-origin", origin.encode("latin-1"))]
-            await app(scope, receive, _adding(send, [*fixed, *named]))
+            await app({**scope, PERMITTED_ORIGIN: origin}, receive, _adding(send, [*fixed, *named]))
 
     return serve
 

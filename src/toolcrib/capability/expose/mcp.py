@@ -46,6 +46,7 @@ _PATHS: Final = frozenset({"", "/mcp"})
 _MAX_URI: Final = 8192  # characters
 _VARIABLE: Final = re.compile(r"\{([A-Za-z0-9_]+)\}")
 _ARGUMENT: Final = re.compile(r"\{\{([A-Za-z0-9_]+)\}\}")
+_NOTHING: Final = re2.compile(r"[^\x00-\x{10ffff}]")  # matches no text
 _MAX_SHOWN: Final = 256  # characters of a caller's text in a message
 
 
@@ -352,7 +353,11 @@ def _uri_pattern(resource: PlannedResource) -> tuple[Any, list[str]]:
             parts += [re2.escape(resource.uri[end : match.start()]), "([^/]+)"]
             names.append(match[1])
             end = match.end()
-    return re2.compile("".join([*parts, re2.escape(resource.uri[end:])])), names
+    try:
+        return re2.compile("".join([*parts, re2.escape(resource.uri[end:])])), names
+    except re2.error:
+        _log.warning("mcp.uri_too_long", resource=resource.name, effect="it cannot be read")
+        return _NOTHING, names
 
 
 def _first(pages: Pages) -> tuple[bytes, bool]:

@@ -43,6 +43,7 @@ _KEYS_STALE_S: Final = 3600  # how long old keys serve while the server does not
 _REFETCH_S: Final = 30
 _FAILED_S: Final = 5  # how long a failure is remembered while there are no keys at all
 _FETCH_S: Final = 10.0
+_PATIENCE_S: Final = 2.0  # how long a token waits for new keys while the old ones would do
 _FETCH_BYTES: Final = 1_000_000
 _TOKEN_LIMIT: Final = 16_384  # characters
 _KEYS_TRIED: Final = 16  # of one kind, for a token that does not say which key signed it
@@ -209,10 +210,11 @@ class _KeySource:
     async def find(self, issuer: str, head: Mapping[str, Any]) -> Sequence[_PublicKey]:
         """The keys that may have signed a token with this header."""
         now = self._clock()
-        if now - self._fetched_at >= _KEYS_FRESH_S and now - self._tried_at >= (
-            _REFETCH_S if self._keys else _FAILED_S
-        ):
-            await self._refresh(issuer)
+        age_s = now - self._fetched_at
+        if age_s >= _KEYS_FRESH_S and now - self._tried_at >= (_REFETCH_S if self._keys else _FAILED_S):
+            is_served = age_s < _KEYS_STALE_S and bool(self._keys and self._fitting(head))
+            # whom the old keys serve does not wait long for a server that hardly answers
+            await asyncio.wait({self._refresh(issuer)}, timeout=_PATIENCE_S if is_served else None)
         if not self._keys or self._clock() - self._fetched_at >= _KEYS_STALE_S:
             raise Unavailable(
                 "authentication.keys_unavailable",
@@ -221,7 +223,7 @@ class _KeySource:
             )
         found = self._fitting(head)
         if not found and self._clock() - self._tried_at >= _REFETCH_S:
-            await self._refresh(issuer)
+            await asyncio.wait({self._refresh(issuer)})
             found = self._fitting(head)
         return found
 
@@ -233,11 +235,11 @@ class _KeySource:
             return [key for key in keys if key.kid == kid][:1]
         return keys[:_KEYS_TRIED]
 
-    async def _refresh(self, issuer: str) -> None:
+    def _refresh(self, issuer: str) -> "asyncio.Task[None]":
         """Fetch the keys; who comes while that is under way waits for the same request."""
         if self._fetch is None or self._fetch.done():
             self._fetch = asyncio.create_task(self._fetch_keys(issuer))
-        await asyncio.shield(self._fetch)
+        return self._fetch
 
     async def _fetch_keys(self, issuer: str) -> None:
         try:
@@ -256,8 +258,10 @@ class _KeySource:
                 continue
             stated, keys_url = document.get("issuer"), document.get("jwks_uri")
             if not isinstance(stated, str) or stated.rstrip("/") != issuer or not isinstance(keys_url, str):
-                _log.warning("authentication.metadata_refused", url=url, stated=str(stated))
+                _log.warning("authentication.metadata_refused", url=url, stated=str(stated)[:200])
                 continue
+            if issuer.startswith("https:") and not keys_url.startswith("https:"):
+                raise Unavailable("authentication.keys_insecure", "the keys would be fetched without TLS")
             document = _json_object(await self._get(keys_url))
             entries = None if document is None else document.get("keys")
             if not isinstance(entries, list):
@@ -281,6 +285,8 @@ def _resolver(fields: Mapping[str, Any], secret: Callable[[str], Callable[[], st
             "authentication: oauth2 needs resource or audience; without one any token of the server passes"
         )
     scopes = fields.get("scopes") or ()
+    if not isinstance(scopes, str | list | tuple):
+        raise ValueError("authentication: scopes is a list of texts")  # noqa: TRY004 - the file is wrong
     named = scopes.split() if isinstance(scopes, str) else list(scopes)
     texts = {name: secret(str(text)) for name, text in fields.items() if name in {"resource", "audience"} and text}
     issuer = secret(server)

@@ -46,7 +46,7 @@ def status_of(error: AppError) -> int:
         return 504
     if error.kind is Kind.INVALID and error.code.endswith(".too_large"):
         return 413
-    return 501 if error.code in _NEVER else _STATUS[error.kind]
+    return 501 if error.code in _NEVER and error.kind is Kind.UNAVAILABLE else _STATUS[error.kind]
 
 
 def title_of(status: int) -> str:

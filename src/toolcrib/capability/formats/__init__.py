@@ -2,20 +2,26 @@
 
 `open_format` decides everything that can be decided from the file: the name, the schema file, the selector. `decode`
 is bounded in depth, time and memory whatever the body holds, and its tree always passes `orjson.dumps`. It blocks:
-give bodies above `BLOCKING_BYTES` to a thread. Each family is a module of its own, loaded only by who uses it.
+bodies above `BLOCKING_BYTES` are for `decode_aside`. Each family is a module of its own, loaded only by who uses it.
 """
 
+import asyncio
 import importlib
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 from toolcrib.capability.formats import json_format
-from toolcrib.errors import Upstream
+from toolcrib.errors import Unavailable, Upstream
 
 __all__ = ["BINARY", "BLOCKING_BYTES", "JSON", "Format", "open_format"]
 
 BLOCKING_BYTES: Final = 64 * 1024  # decoding more than this may take tens of milliseconds, or a child process
+_WAIT_S: Final = 60.0  # for a thread, and for decoding itself
+# Not the threads that everybody shares, names are looked up in those: a few hostile answers would stop all calls.
+_THREADS: Final = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "decode")
 _MODULES: Final = {
     "xml": "xml_format",
     "yaml": "yaml_format",
@@ -53,6 +59,15 @@ class Format:
         except ValueError as e:
             message = f"The upstream answer is not usable {self.name}: {e}."
             raise Upstream("upstream.undecodable", message, format=self.name) from e
+
+    async def decode_aside(self, body: bytes, charset: str | None = None) -> Any:
+        """As `decode`, beside the event loop. Raises Unavailable (`format.busy`) as well, after a minute."""
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                return await asyncio.get_running_loop().run_in_executor(_THREADS, self.decode, body, charset)
+        except TimeoutError:
+            message = "Too many large answers are being read; try again later."
+            raise Unavailable("format.busy", message, retry_after_s=5) from None
 
 
 JSON: Final = Format("json", True, json_format.decode)

@@ -7,11 +7,12 @@ an error.
 
 import csv
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
 from toolcrib.capability.formats.charsets import to_text
-from toolcrib.capability.formats.limits import MAX_ROWS
+from toolcrib.capability.formats.limits import MAX_ROWS, NAMES_PER_CHARACTER, SPARE_NAMES
 
 _SEPARATORS: Final = {"csv": ",", "tsv": "\t", "psv": "|"}
 
@@ -33,6 +34,8 @@ def _objects(text: str, separator: str) -> list[dict[str, str]]:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header = [name.strip() for name in next((row for row in rows if row), [])]
     width = len(header)
+    named = [0, *itertools.accumulate(map(len, header))]  # characters of names that a row of so many cells repeats
+    left = SPARE_NAMES + NAMES_PER_CHARACTER * len(text)
     tree: list[dict[str, str]] = []
     for row in rows:
         if len(row) > width and any(row[width:]):
@@ -40,5 +43,8 @@ def _objects(text: str, separator: str) -> list[dict[str, str]]:
         if len(tree) >= MAX_ROWS:
             raise ValueError(f"it has more than {MAX_ROWS} rows")
         if row:
+            left -= named[min(len(row), width)]
+            if left < 0:
+                raise ValueError("its rows repeat a header that is too long")
             tree.append(dict(zip(header, row, strict=False)))
     return tree

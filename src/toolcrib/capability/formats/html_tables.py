@@ -17,18 +17,26 @@ _TEXT: Final = "-text"
 _CELLS: Final = {"td", "th"}
 _SPARE_TEXT: Final = 1_000_000
 _TEXT_PER_CHARACTER: Final = 4  # tables inside cells repeat their text in every cell around them
+_SPARE_NAMES: Final = 16 * 2**20  # as in limits.py: every row repeats the headers of its table
+_NAMES_PER_CHARACTER: Final = 10
 
 
 class _Budget:
     """How much may still be written; raises ValueError when it is spent."""
 
-    def __init__(self, size: int) -> None:
-        self._left = size
+    def __init__(self, length: int) -> None:
+        self._left = _SPARE_TEXT + _TEXT_PER_CHARACTER * length
+        self._names_left = _SPARE_NAMES + _NAMES_PER_CHARACTER * length
 
     def spend(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
             raise ValueError("its tables are nested too often")
+
+    def name(self, size: int) -> None:
+        self._names_left -= size
+        if self._names_left < 0:
+            raise ValueError("its rows repeat a header that is too long")
 
 
 def check_selector(selector: str) -> None:
@@ -46,19 +54,21 @@ def extract(text: str, selector: str) -> dict[str, Any]:
     and so are rows with a `th`. Missing cells are "". Raises ValueError if nested tables repeat too much.
     """
     document = LexborHTMLParser(text)
-    budget = _Budget(_SPARE_TEXT + _TEXT_PER_CHARACTER * len(text))
+    budget = _Budget(len(text))
     tables = []
     for table in _tables(document, selector):
         rows = [[cell for cell in row.iter() if cell.tag in _CELLS] for row in _rows(table)]
         headers = [_text(cell, budget) for cell in rows[0] if cell.tag == "th"] if rows else []
         if any(headers):
             data = (row for row in rows if row and all(cell.tag == "td" for cell in row))
-            tables.append([_record(headers, row, budget) for row in data])
+            size = sum(map(len, headers))
+            tables.append([_record(headers, size, row, budget) for row in data])
     return {"tables": tables}
 
 
-def _record(headers: list[str], cells: list[LexborNode], budget: _Budget) -> dict[str, str]:
+def _record(headers: list[str], size: int, cells: list[LexborNode], budget: _Budget) -> dict[str, str]:
     budget.spend(len(headers))  # a wide header makes a wide object of the shortest row
+    budget.name(size)
     missing = [""] * (len(headers) - len(cells))
     return dict(zip(headers, [_text(cell, budget) for cell in cells[: len(headers)]] + missing, strict=True))
 

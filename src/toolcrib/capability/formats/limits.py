@@ -5,6 +5,8 @@ from typing import Final
 
 MAX_DEPTH: Final = 200  # levels of a tree; orjson writes 254, and output mappings wrap trees further
 MAX_NODES: Final = 5_000_000  # values in a tree once every alias is written out
+SPARE_NAMES: Final = 16 * 2**20  # characters of member names that the rows of a table may repeat at least
+NAMES_PER_CHARACTER: Final = 10  # and for each character of the text
 MAX_ROWS: Final = 1_000_000  # of delimited text; an object for each takes a hundred times the room of the shortest row
 TOO_DEEP: Final = f"it is nested deeper than {MAX_DEPTH} levels"
 

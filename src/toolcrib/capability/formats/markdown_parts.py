@@ -11,14 +11,17 @@ from markdown_it.token import Token
 
 _PARSER: Final = MarkdownIt("commonmark").enable("table")
 _CODE: Final = {"fence", "code_block"}
+_SPARE_NAMES: Final = 16 * 2**20  # as in limits.py: every row repeats the headers of its table
+_NAMES_PER_CHARACTER: Final = 10
 
 
 def extract(text: str, prefix: str) -> dict[str, Any]:
     """`{"tables": [[{header: cell}]], "sections": [{heading, level, content}]}` of a text without front matter.
 
     Sections are those whose heading starts with `prefix`. Content is plain text, a line for each block; it holds no
-    tables and no HTML.
+    tables and no HTML. Raises ValueError if the rows of its tables repeat too much.
     """
+    left = _SPARE_NAMES + _NAMES_PER_CHARACTER * len(text)
     tables = []
     sections: list[dict[str, Any]] = []
     content: list[str] = []
@@ -26,6 +29,9 @@ def extract(text: str, prefix: str) -> dict[str, Any]:
         kind = block[0].type
         if kind == "table_open":
             rows = _rows(block)
+            left -= len(rows) * sum(map(len, rows[0]))
+            if left < 0:
+                raise ValueError("its rows repeat a header that is too long")
             if any(rows[0]):
                 tables.append([dict(zip(rows[0], row, strict=False)) for row in rows[1:]])
         elif kind == "heading_open":

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from toolcrib.capability.spec import Auth
 from toolcrib.capability.upstream.credentials import Authorized, Secret, checked
 from toolcrib.capability.upstream.digest import Digest
+from toolcrib.capability.upstream.oauth1 import OAuth1
 from toolcrib.capability.upstream.oauth2 import ClientCredentials, Grant
 from toolcrib.capability.upstream.request import encode_parameter, set_parameter
 from toolcrib.core.http import Headers, OutboundClient
@@ -115,8 +116,17 @@ def compile_auth(
             return Digest(fields.required("username"), fields.required("password"))
         case "oauth2":
             return ClientCredentials(_grant(fields), outbound, clock)
+        case "oauth1":
+            return OAuth1(
+                fields.required("consumerKey"),
+                signing_key=fields.optional("signingKey"),
+                consumer_secret=fields.optional("consumerSecret"),
+                token=fields.optional("token"),
+                token_secret=fields.optional("tokenSecret"),
+            )
         case other:
-            raise ValueError(f"authentication.type {other!r} is unknown; known are bearer basic apikey digest oauth2")
+            known = "bearer basic apikey digest oauth1 oauth2"
+            raise ValueError(f"authentication.type {other!r} is unknown; known are {known}")
 
 
 class _Fields:
@@ -150,7 +160,7 @@ class _Fields:
         """Pairs of a name and a value, of a map."""
         found = self._fields.get(name) or {}
         if not isinstance(found, Mapping) or not all(isinstance(v, str | int | float) for v in found.values()):
-            raise ValueError(f"authentication.{name} must be a map of texts")  # noqa: TRY004
+            raise ValueError(f"authentication.{name} must be a map of texts")
         return tuple((self._secret(key), self._secret(str(value))) for key, value in found.items())
 
     def several(self, name: str) -> tuple[Secret, ...]:

@@ -93,7 +93,7 @@ def compile_pagination(settings: Any) -> Pagination:
     if not isinstance(settings, Mapping):
         raise ValueError("pagination must be a map")  # noqa: TRY004
     way: Any = settings.get("type")
-    if way not in _KEYS:
+    if not isinstance(way, str) or way not in _KEYS:
         raise ValueError(f"pagination.type must be one of {', '.join(_KEYS)}")
     for key in settings:
         if key not in _KEYS[way]:

@@ -6,6 +6,7 @@ random word that also tells the version; it lets a later `notifications/cancelle
 
 import asyncio
 import base64
+import ipaddress
 from typing import Final, Generic
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from toolcrib.core.mcp_server.wire import Headers, Message, RpcError
 from toolcrib.errors import AppError, Kind
 
 _ROUTING = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
+PERMITTED_ORIGIN: Final = "toolcrib.permitted_origin"  # in a scope: the origin that rules in front of us let in
 _STATUS: Final = {Kind.UNAVAILABLE: 503, Kind.UPSTREAM: 502, Kind.RATE_LIMITED: 429}
 
 
@@ -39,6 +41,7 @@ class McpHttp(Generic[C]):
         max_request_bytes: int,
         allowed_origins: frozenset[str] = frozenset(),
         origins_setting: str = "",
+        callers_sign_in: bool = False,
         closing: asyncio.Event,
     ) -> None:
         """Serve `face`.
@@ -48,6 +51,7 @@ class McpHttp(Generic[C]):
             max_request_bytes: largest request body.
             allowed_origins: web origins other than our own that may use this server.
             origins_setting: where to allow more of them, for the message to one that was refused.
+            callers_sign_in: whether who has no credentials gets nothing, whatever page sends the request.
             closing: set when the server stops, so that streams end.
         """
         self.dispatcher = Dispatcher(face)
@@ -55,6 +59,7 @@ class McpHttp(Generic[C]):
         self._max_request_bytes = max_request_bytes
         self._allowed_origins = allowed_origins
         self._origins_setting = f" ({origins_setting})" if origins_setting else ""
+        self._callers_sign_in = callers_sign_in
         self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +78,7 @@ class McpHttp(Generic[C]):
 
     async def _serve(self, exchange: Exchange) -> None:
         headers = exchange.headers
-        self._check_origin(headers)
+        self._check_origin(headers, exchange.scope)
         caller = await self._face.admit(exchange)
         version = headers.get("mcp-protocol-version")
         session = headers.get("mcp-session-id")
@@ -148,13 +153,46 @@ class McpHttp(Generic[C]):
             extra = [(b"mcp-session-id", _new_session(body))]
         await exchange.reply(body, status, extra)
 
-    def _check_origin(self, headers: dict[str, str]) -> None:
-        """A web page may not use somebody's browser to reach us, unless its origin is ours or was allowed."""
+    def _check_origin(self, headers: dict[str, str], scope: Scope) -> None:
+        """A web page may not use somebody's browser to reach us, unless its origin is ours or was allowed.
+
+        An origin is not ours for having led to us: a page can make the name of its own server point to the machine of
+        its visitor (DNS rebinding), and is then believed to be of that server.
+        """
         origin = headers.get("origin")
-        if origin is None or origin in self._allowed_origins:
+        if origin is None or origin in self._allowed_origins or scope.get(PERMITTED_ORIGIN) == origin:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        host = headers.get("host", "").lower()
+        is_ours = _netloc(origin) == host and (self._callers_sign_in or not _is_rebound(scope, host))
+        if not is_ours:
             raise RpcError(wire.INVALID_REQUEST, f"This origin is not allowed{self._origins_setting}", status=403)
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+def _is_rebound(scope: Scope, host: str) -> bool:
+    """Whether somebody on this very machine knows it by a name that it has not."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name == "localhost" or name.endswith(".localhost"):
+            return False
+        server = scope.get("server")
+        return server is not None and ipaddress.ip_address(server[0]).is_loopback and not _is_address(name)
+    except ValueError:
+        return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _new_session(body: bytes) -> bytes:

@@ -4,7 +4,6 @@ Parameters and results stay raw JSON and pass through untouched. Sources: the MC
 2026-07-28; the official SDK is the oracle in the tests.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -169,8 +168,7 @@ def negotiated(params: Params) -> str:
     return asked if asked in HANDSHAKE_VERSIONS else LATEST_HANDSHAKE
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(msgspec.Struct, frozen=True, gc=False):
     """The routing headers of a modern request; `doubled` names one that came twice."""
 
     version: str | None
@@ -230,11 +228,11 @@ def modern_result(result: bytes, server_meta: bytes) -> bytes:
 
 def handshake_result(result: bytes, version: str) -> bytes:
     """A tool result without kinds of content that the client's version does not know (they become text)."""
-    unknown = set()
+    if version >= "2025-06-18":
+        return result
+    unknown = {"resource_link"}
     if version < "2025-03-26":
         unknown.add("audio")
-    if version < "2025-06-18":
-        unknown.add("resource_link")
     if not any(b'"' + kind.encode() + b'"' in result for kind in unknown):
         return result
     value = orjson.loads(result)

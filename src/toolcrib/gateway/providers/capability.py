@@ -16,7 +16,7 @@ from toolcrib.capability.capability import Capability
 from toolcrib.capability.findings import CapabilityInvalid, Finding
 from toolcrib.capability.plan import PlannedTool
 from toolcrib.capability.reply import Reply
-from toolcrib.capability.spec import Consumed, ConsumedOperation
+from toolcrib.capability.spec import Consumed, ConsumedOperation, Document
 from toolcrib.core.http import OutboundClient
 from toolcrib.core.mcp_server.tool_result import shaped_result
 from toolcrib.domain.adapters import CapabilityAdapter, without_secrets
@@ -77,9 +77,11 @@ class Capabilities:
             AddressRefused: an address that the file leads to is not allowed.
             Upstream: nothing usable came back, a bind has no value, or there is no such tool any more.
         """
+        document: Document | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 capability = await self._capability(key, adapter)
+                document = capability.document
                 tool = capability.plan.tools.get(name)
                 if tool is None:
                     raise Upstream("tool.gone", f"The capability has no tool {name!r} any more.")
@@ -92,7 +94,7 @@ class Capabilities:
         except Invalid as error:
             raise Invalid(error.code, without_secrets(error.message, adapter), field=error.field) from None
         except Unavailable as error:
-            raise Upstream(error.code, _reason(error)) from None
+            raise Upstream(error.code, _reason(error, document)) from None
         except RateLimited as error:  # a result, not a refusal of ours
             raise Upstream(error.code, error.message) from None
         if len(reply.body) > self._max_result_bytes:
@@ -188,11 +190,13 @@ def _result(tool: PlannedTool, reply: Reply, adapter: CapabilityAdapter) -> tupl
     return shaped_result(reply.status, reply.media or "", body, tool.structured, promised=promised)
 
 
-def _reason(error: Unavailable) -> str:
-    if error.code != "bind.unresolved":
+def _reason(error: Unavailable, document: Document | None) -> str:
+    """What the caller is told; of a bind without value, the name under which the tool set's `env` would have it."""
+    if error.code != "bind.unresolved" or document is None:
         return error.message
-    names = ", ".join(error.details.get("variables", ()))
-    return f"The capability needs {names}, which has no value: set it in the tool set's env."
+    keys = {name: key for b in document.binds for v, key in b.keys.items() for name in (v, f"{b.namespace}.{v}")}
+    needed = ", ".join(keys.get(name, name.rpartition(".")[2]) for name in error.details.get("variables", ()))
+    return f"The capability needs {needed}, which has no value: set it in the env of the tool set."
 
 
 def _listed(capability: Capability) -> list[dict[str, Any]]:
