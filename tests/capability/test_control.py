@@ -308,3 +308,9 @@ async def test_a_web_page_can_neither_steer_nor_read_the_port():
 async def test_a_port_for_other_machines_or_with_credentials_takes_any_name(fields: dict[str, Any]):
     async with port(**fields) as p:
         assert (await p.http.get("/status", headers={"Host": "control.example.org"})).status_code == 200
+
+
+async def test_an_origin_that_is_no_url_is_a_stranger():
+    async with port() as p:
+        refused = await p.http.post("/reload", headers={"Origin": "http://["})
+        assert (refused.status_code, p.engine.reloads) == (403, 0)

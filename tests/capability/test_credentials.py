@@ -15,6 +15,7 @@ from capability.stub import (
     serving,
     simple,
     stub,
+    tools,
 )
 
 
@@ -102,3 +103,17 @@ async def test_two_apis_with_one_namespace_keep_their_own_credentials(up: Stub) 
         ("/1/thing", "Bearer one"),
         ("/2/thing", "Bearer two"),
     ]
+
+
+@pytest.mark.parametrize("spelling", ["X-Api-Key", "x-api-key", "X_API_KEY", "XApiKey"])
+async def test_an_input_that_means_a_configured_credential_is_none(up: Stub, spelling: str) -> None:
+    auth = {"type": "apikey", "key": "X-Api-Key", "value": "real"}
+    consumed = api(up.url, {"inputParameters": [param(spelling, "header")]}, authentication=auth)
+    async with serving(document(consumed, face({}), tools({"name": "t", "call": "up.op"}))) as served:
+        await served.http.get("/x", headers={spelling: "evil"})
+        tool = served.capability.plan.mcp["kit"].tools["t"]
+        assert "properties" not in tool.input_schema
+        await tool.run({spelling: "evil"})
+    for asked in up.asked:
+        assert asked.get("x-api-key") == "real"
+        assert "evil" not in str(asked.headers)

@@ -276,3 +276,40 @@ async def test_basic_credentials_may_name_variables_that_no_bind_declares(tmp_pa
         await capability.plan.tools["l"].run({})
         await capability.close()
         assert upstream.only().get("authorization") == "Basic " + base64.b64encode(b"u:p").decode()
+
+
+async def test_variables_in_the_query_of_a_path_are_variables(tmp_path: Path) -> None:
+    api = operations(
+        "{name: find, method: GET, inputParameters: [{name: q, in: query, required: true}, {name: type, in: query}]}",
+        path="'/search?type=new&q={q}&action=Find'",
+    )
+    async with shop(tmp_path, api, tools("{name: find, call: shop.find}")) as served:
+        assert (await served.tool("find", q="a b")).target == "/search?action=Find&q=a+b&type=new"
+        assert (await served.tool("find", q="a", type="old")).target == "/search?action=Find&q=a&type=old"
+        assert served.capability.plan.tools["find"].input_schema["required"] == ["q"]
+
+
+async def test_a_header_of_the_caller_goes_where_the_file_says_when_nothing_else_is_configured(tmp_path: Path) -> None:
+    api = operations("{name: me, method: GET, inputParameters: [{name: Authorization, in: header, required: true}]}")
+    servers = routes(
+        "{path: /me, operations: [{method: GET, call: shop.me, with: {Authorization: rest.Authorization}}]}"
+    )
+    async with shop(tmp_path, api, servers) as served:
+        assert (await served.ask("GET", "/me", headers={"Authorization": "Bearer mine"})).get(
+            "authorization"
+        ) == "Bearer mine"
+    async with shop(tmp_path, f"authentication: {{type: bearer, token: '{{{{SHOP_KEY}}}}'}}\n{api}", servers) as served:
+        assert (await served.ask("GET", "/me", headers={"Authorization": "Bearer mine"})).get(
+            "authorization"
+        ) == "Bearer k-1"
+
+
+async def test_credentials_of_a_caller_never_land_in_the_query(tmp_path: Path) -> None:
+    servers = routes(
+        "{path: /l, operations: [{method: GET, call: shop.list, with: {Authorization: rest.Authorization, X-Key: rest.key}}]}"
+    )
+    api = f"authentication: {{type: apikey, key: X-Key, value: '{{{{SHOP_KEY}}}}'}}\n{LIST}"
+    async with shop(tmp_path, api, servers) as served:
+        asked = await served.ask("GET", "/l", headers={"Authorization": "Bearer mine", "key": "forged"})
+        assert asked.target == "/things"
+        assert (asked.get("authorization"), asked.get("x-key")) == (None, "k-1")

@@ -17,11 +17,12 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
 from gateway.mcp_client.servers.launch import serving
 from raw_upstream import client as outbound_client
+from toolcrib.capability.expose import oauth
 from toolcrib.capability.expose.cors import CorsRules, with_cors
 from toolcrib.capability.expose.problem import prefers_text, status_of
 from toolcrib.capability.expose.server_auth import guard
 from toolcrib.capability.spec import Auth, Mark
-from toolcrib.core.http import AddressRefused, OutboundClient, OutboundError
+from toolcrib.core.http import AddressRefused, Headers, OutboundClient, OutboundError, OutboundResponse
 from toolcrib.errors import Invalid, RateLimited, Unavailable, Upstream
 
 AT = Mark("naftiko.yaml", 1, 1)
@@ -296,12 +297,15 @@ class Authority:
         self.asked: list[str] = []
         self.issuer: str | None = None
         self.broken = False
+        self.go_on = asyncio.Event()
+        self.go_on.set()
 
     async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         path = scope["path"]
         self.asked.append(path)
+        await self.go_on.wait()
         document: Any = None
         if path in self.places:
             document = {"issuer": self.issuer or self.url + self.tenant, "jwks_uri": f"{self.url}/keys"}
@@ -469,6 +473,31 @@ async def test_keys_are_fetched_again_after_five_minutes_and_old_ones_serve_whil
         authority.broken, authority.keys = False, [EC]
         clock.now += 31
         assert (await ask(http, authority.token(exp=clock.now + 60))).status_code == 401
+
+
+async def test_whom_the_old_keys_serve_does_not_wait_for_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(oauth, "_PATIENCE_S", 0.05)
+    async with protected() as (http, authority, clock):
+        assert (await ask(http, authority.token())).status_code == 200
+        clock.now += 301
+        authority.go_on.clear()
+        try:
+            async with asyncio.timeout(5):
+                assert (await ask(http, authority.token(exp=clock.now + 60))).status_code == 200
+        finally:
+            authority.go_on.set()
+
+
+async def test_keys_without_tls_are_not_believed_of_an_issuer_with_it():
+    async def answer(url: str) -> OutboundResponse:
+        document = {"issuer": "https://issuer.example", "jwks_uri": "http://issuer.example/keys", "keys": []}
+        return OutboundResponse(200, Headers([]), orjson.dumps(document))
+
+    async with outbound_client() as outbound:
+        source = oauth._KeySource(outbound, Clock())
+        source._get = answer  # type: ignore[method-assign]  # TLS to a name of ours is nothing a test can have
+        with pytest.raises(Unavailable, match="without TLS"):
+            await source._published("https://issuer.example")
 
 
 async def test_while_no_key_can_be_had_nobody_is_let_in_and_the_server_is_left_in_peace():

@@ -46,8 +46,11 @@ def call(name: str, target: str, **with_: Any) -> dict[str, Any]:
     return {"type": "call", "name": name, "call": f"up.{target}", **({"with": with_} if with_ else {})}
 
 
-async def run(up: Stub, steps: list[Any], *, get: str = "/v/7", path: str = "/v/{id}", **more: Any) -> Any:
-    async with serving(document(consumed(up), face({"path": path, "steps": steps, **more}))) as served:
+async def run(
+    up: Stub, steps: list[Any], *, get: str = "/v/7", path: str = "/v/{id}", pass_query: bool = False, **more: Any
+) -> Any:
+    made = document(consumed(up), face({"path": path, "steps": steps, **more}))
+    async with serving(made, pass_query=pass_query) as served:
         return await served.http.get(get)
 
 
@@ -158,7 +161,7 @@ async def test_a_with_of_one_step_does_not_leak_into_the_next(up: Stub) -> None:
 
 
 async def test_the_query_of_the_caller_goes_with_no_step(up: Stub) -> None:
-    await run(up, [call("s", "ships"), call("v", "voyage")], get="/v/7?page=2")
+    await run(up, [call("s", "ships"), call("v", "voyage")], get="/v/7?page=2", pass_query=True)
     assert [a.target for a in up.asked] == ["/ships", "/voyage/7"]
 
 

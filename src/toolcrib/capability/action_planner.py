@@ -19,11 +19,11 @@ from toolcrib.capability.spec import Action, Function, Input, Mark, Output, Step
 from toolcrib.capability.template_text import TemplateInvalid
 from toolcrib.errors import Invalid, Unavailable
 
+_MAX_REFS = 20  # references one behind the other
+
 
 class StepUnknown(ValueError):
     """A lookup into something that is no earlier step."""
-
-_MAX_REFS = 20  # references one behind the other
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class ActionPlanner:
     def _planned(self, found: Consumable, binding: Binding, outputs: OutputPlan | None) -> calls.Call:
         return calls.Call(
             found.operation, found.upstream, found.format, tuple(binding.sources), outputs,
-            self.ground.means.telemetry.recorder, found.pagination,
+            self.ground.means.telemetry.recorder, found.pagination, tuple(binding.query),
         )  # fmt: skip
 
     def _call(self, action: Action, caller: Caller, name: str, at: Mark) -> Built:

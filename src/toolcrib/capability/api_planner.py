@@ -5,7 +5,7 @@ from pathlib import Path
 
 from toolcrib.capability.formats import Format, open_format
 from toolcrib.capability.ground import REFUSED, Ground
-from toolcrib.capability.names import normalise
+from toolcrib.capability.names import match, normalise
 from toolcrib.capability.operation import Operation, compile_operation
 from toolcrib.capability.spec import Auth, Consumed, ConsumedOperation, Mark, Output
 from toolcrib.capability.upstream import (
@@ -55,8 +55,10 @@ class ApiPlanner:
     def find(self, target: str) -> Consumable | None:
         """The consumed operation behind `namespace.operation`; a namespace or a name may have dots."""
         for i, char in enumerate(target):
-            if char == "." and (api := self.apis.get(target[:i])) and (found := api.operations.get(target[i + 1 :])):
-                return found
+            if char == "." and (api := self.apis.get(match(target[:i], self.apis) or "")) is not None:
+                found = api.operations.get(match(target[i + 1 :], api.operations) or "")
+                if found is not None:
+                    return found
         return None
 
     def _api(self, consumed: Consumed) -> None:
@@ -138,6 +140,9 @@ def credential_fields(auth: Auth | None) -> frozenset[tuple[str, str]]:
     """What authentication sets, as place and normalised name, so that no caller can."""
     if auth is None:
         return frozenset()
+    if auth.type == "apikey" and (auth.fields.get("headers") or auth.fields.get("parameters")):
+        names = (("header", auth.fields.get("headers") or {}), ("query", auth.fields.get("parameters") or {}))
+        return frozenset((place, normalise(str(name))) for place, several in names for name in several)
     if auth.type == "apikey":
         place = str(auth.fields.get("placement") or "header").lower()
         return frozenset({(place, normalise(str(auth.fields.get("key", ""))))})

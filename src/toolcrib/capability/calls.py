@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 import orjson
 
-from toolcrib.capability.formats import BINARY, BLOCKING_BYTES, Format
+from toolcrib.capability.formats import BINARY, BLOCKING_BYTES, TEXT, Format
 from toolcrib.capability.inputs import Inputs
 from toolcrib.capability.jsonpath import Path
 from toolcrib.capability.mapping import MISSING, OutputPlan
-from toolcrib.capability.operation import Operation
+from toolcrib.capability.operation import Operation, query_pairs
 from toolcrib.capability.references import Overlay, Source, plain
 from toolcrib.capability.reply import Reply
 from toolcrib.capability.scripts import Script, Scripts
@@ -70,6 +70,7 @@ class Call:
     outputs: OutputPlan | None  # None relays the answer as it is
     recorder: Recorder
     pagination: Pagination | None = None
+    query: tuple[tuple[str, Source], ...] = ()  # beyond what the operation declares
 
     async def run(self, inputs: Inputs) -> Reply:
         """Send the request and map the answer."""
@@ -82,7 +83,8 @@ class Call:
             value = source(inputs)
             if value is not ABSENT:
                 values[name] = value
-        request = self.operation.request(values, inputs.open_query())
+        more = self._more(inputs) if self.query else inputs.open_query()
+        request = self.operation.request(values, more)
         if not self.recorder.active:
             return await self._exchange(request)
         attributes = {"http.request.method": request.method, "naftiko.operation": request.operation}
@@ -93,6 +95,12 @@ class Call:
             if response.status >= 500:
                 span.fail(str(response.status))
             return response
+
+    def _more(self, inputs: Inputs) -> str:
+        """What goes into the query beside what the operation declares."""
+        pairs = [pair for name, source in self.query for pair in query_pairs(name, source(inputs))]
+        passed = inputs.open_query()
+        return "&".join([*pairs, passed] if passed else pairs)
 
     async def _exchange(self, request: UpstreamRequest) -> OutboundResponse:
         if self.pagination is not None:
@@ -106,7 +114,7 @@ class Call:
             return Reply(status, b"", None, passed_headers(response, whole=True))
         media = response.headers.get("content-type")
         outputs, failed = self.outputs, status >= 400
-        if outputs is None or self.format.name == BINARY:
+        if outputs is None or self.format.name == BINARY or (outputs.identity and self.format.name == TEXT):
             return Reply(status, body, media or "application/octet-stream", passed_headers(response, whole=True))
         if outputs.identity and self.format.is_json:
             if not _is_json(body):

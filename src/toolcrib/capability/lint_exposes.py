@@ -7,6 +7,7 @@ from typing import Final
 from toolcrib.capability.lint_facts import (
     Facts,
     Fault,
+    Operation,
     Unit,
     control_servers,
     has_value,
@@ -123,6 +124,16 @@ def call_unresolved(facts: Facts) -> Iterator[Fault]:
         for call, at in unit.calls:
             if call in facts.operations:
                 continue
+            if (found := facts.find(call)) is not None:
+                meant = f"{found.api.namespace}.{found.operation.name}"
+                yield (
+                    "warning",
+                    f"The call {call!r} of the {unit.title} is not written as the operation is named",
+                    f"it is taken as {meant!r}",
+                    f"write {meant}",
+                    at,
+                )
+                continue
             namespace = call.partition(".")[0]
             reason = "no such API is consumed" if namespace not in namespaces else "the API has no such operation"
             is_mocked = unit.what == "operation" and any(has_value(output) for output in unit.action.outputs)
@@ -175,6 +186,13 @@ def with_unknown_input(facts: Facts) -> Iterator[Fault]:
                 )
 
 
+def _left_over(found: Operation | None) -> str:
+    """What becomes of a value that the called operation does not declare."""
+    if found is None or found.operation.method in {"POST", "PUT", "PATCH"}:
+        return "it is sent as a member of the body if the operation describes none, else not at all"
+    return "it is sent as a query parameter"
+
+
 def with_unknown_key(facts: Facts) -> Iterator[Fault]:
     """A key of `with` is something that the called operation takes."""
     for unit in facts.units:
@@ -189,7 +207,7 @@ def with_unknown_key(facts: Facts) -> Iterator[Fault]:
                     yield (
                         "warning",
                         f"{call} takes no {entry.key!r}",
-                        "the value is not sent",
+                        _left_over(facts.find(call)),
                         "declare it among the inputs of the consumed operation",
                         entry.at,
                     )

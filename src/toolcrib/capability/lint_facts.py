@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from toolcrib.capability.findings import Severity
-from toolcrib.capability.names import normalise
+from toolcrib.capability.names import match, normalise
 from toolcrib.capability.spec import (
     Action,
     Consumed,
@@ -102,9 +102,22 @@ class Facts:
         self._takes: dict[str, frozenset[str]] = {}
         self.listening = [server for server in document.servers if not is_stdio(server)]
 
+    def find(self, call: str | None) -> Operation | None:
+        """The operation that a call means, names matched as loosely as the planner does."""
+        if not call or (exact := self.operations.get(call)) is not None:
+            return exact if call else None
+        namespaces = {api.namespace for api in self.document.consumes}
+        for i, char in enumerate(call):
+            namespace = match(call[:i], namespaces) if char == "." else None
+            if namespace is not None:
+                names = [o.operation.name for o in self.all_operations if o.api.namespace == namespace]
+                if (name := match(call[i + 1 :], names)) is not None:
+                    return self.operations[f"{namespace}.{name}"]
+        return None
+
     def takes(self, call: str | None) -> frozenset[str] | None:
         """The normalised names of what a called operation takes, None if it does not resolve."""
-        operation = self.operations.get(call or "")
+        operation = self.find(call)
         if operation is None or call is None:
             return None
         if call not in self._takes:

@@ -4,8 +4,9 @@ Nothing is looked up here: the planner binds each slot to where its value comes 
 slot has; a header or query parameter that carries configured credentials has no slot at all.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote_plus
 
@@ -14,7 +15,7 @@ from toolcrib.capability.inputs import to_declared
 from toolcrib.capability.names import match, normalise
 from toolcrib.capability.sparql import sparql_text
 from toolcrib.capability.spec import ABSENT, Body, Consumed, ConsumedOperation, ConsumedResource, Input
-from toolcrib.capability.template_text import TemplateInvalid
+from toolcrib.capability.template_text import TemplateInvalid, variables
 from toolcrib.capability.templates import (
     JsonText,
     Native,
@@ -34,6 +35,8 @@ from toolcrib.capability.upstream import Policy, UpstreamRequest
 from toolcrib.errors import AppError, Invalid, Upstream
 
 WRITES = frozenset({"POST", "PUT", "PATCH"})
+_SINGLE = re.compile(r"(?<!\{)\{([^{}]+)\}(?!\})")
+_SOLE = re.compile(r"\{\{\{?[^{}]+\}?\}\}")
 RELAYED = "body"  # the slot of a body that nothing describes
 _JSON = "application/json"
 _TEXT_TYPES = {"text": "text/plain; charset=utf-8", "xml": "application/xml", "sparql": "application/sparql-query"}
@@ -103,6 +106,8 @@ class Operation:
     declares_query: bool = False
     defaults: dict[str, str] = field(default_factory=dict, repr=False)  # of slots that nobody gives
     typed: list[tuple[str, Callable[[Any], Any]]] = field(default_factory=list)  # slots of bodies that are no texts
+    sole: str | None = None  # the variable that alone is the whole body
+    declared: frozenset[str] = frozenset()  # normalised names of all inputs, and of what authentication sets
     secret_query: frozenset[str] = frozenset()  # normalised names of query values that only authentication may set
 
     @property
@@ -171,13 +176,17 @@ class Operation:
     def _query(self, values: Values) -> str:
         pairs = []
         for f in self.query:
-            value = f.value(values)
-            if value is ABSENT or value is None:
-                continue
-            items = value if isinstance(value, list) and f.is_list == "repeat" else [value]
-            name = quote_plus(f.name, safe="[]$.-_~:@!")
-            pairs += [f"{name}={encode_query(as_text(item), f.name)}" for item in items]
+            pairs += query_pairs(f.name, f.value(values), is_list=f.is_list)
         return "&".join(pairs)
+
+
+def query_pairs(name: str, value: Any, *, is_list: str = "repeat") -> list[str]:
+    """The encoded pairs of a query parameter; none without a value."""
+    if value is ABSENT or value is None:
+        return []
+    items = value if isinstance(value, list) and is_list == "repeat" else [value]
+    key = quote_plus(name, safe="[]$.-_~:@!")
+    return [f"{key}={encode_query(as_text(item), name)}" for item in items]
 
 
 def _header(value: Any) -> str | None:
@@ -214,11 +223,14 @@ def compile_operation(
     """
     op = Operation(consumed.namespace, operation.name, operation.method)
     inputs = _merged(consumed.inputs, resource.inputs, operation.inputs)
+    credentials = {name for _, name in credential_fields}
+    op.declared = frozenset({"authorization", *credentials, *(normalise(i.name) for i in inputs)})
     inputs = [i for i in inputs if (i.location or "query", normalise(i.name)) not in credential_fields]
     op.secret_query = frozenset(name for place, name in credential_fields if place == "query")
     try:
         _compile_url(op, base_uri, resource.path, binds)
         _compile_inputs(op, inputs, binds)
+        _take_fragment(op, resource.path)
         _compile_body(op, operation.body, inputs, binds, relay=relay)
     except Unresolved as unresolved:
         op.broken = unresolved.refusal()
@@ -258,9 +270,19 @@ def _compile_url(op: Operation, base_uri: str, path: str, binds: Binds) -> None:
     if mark:
         for pair in filter(None, query.split("&")):
             key, _, text = pair.partition("=")
-            template = TextTemplate.compile(text, binds)
+            template = TextTemplate.compile(_SINGLE.sub(r"{{\1}}", text), binds)
             _use(op, template.names)
             op.query.append(Field(key, template.native))
+
+
+def _take_fragment(op: Operation, path: str) -> None:
+    """Let what follows # be the usual value of an input that it names, as in `/#X-Amz-Target=Service.Operation`."""
+    for pair in path.partition("#")[2].split("&"):
+        name, _, value = pair.partition("=")
+        key = match(name, op.slots) if value and "{" not in value else None
+        if key is not None and op.slots[key].kind in {"header", "query"}:
+            op.slots[key] = replace(op.slots[key], required=False)
+            op.defaults[key] = value
 
 
 def _use(op: Operation, names: tuple[str, ...]) -> None:
@@ -273,6 +295,8 @@ def _compile_inputs(op: Operation, inputs: list[Input], binds: Binds) -> None:
         location = item.location or "query"
         if location == "body" or (location == "header" and item.name.lower() in FRAMING):
             continue
+        if item.location is None and item.value is ABSENT and match(item.name, op.path_slots) is not None:
+            continue
         op.declares_query |= location == "query"
         if item.value is not ABSENT:
             try:
@@ -284,6 +308,10 @@ def _compile_inputs(op: Operation, inputs: list[Input], binds: Binds) -> None:
             own = _compile_open(op, item, location, binds)
         match location:
             case "query":
+                written = next((f for f in op.query if f.name == item.name), None)
+                if written is not None:  # in the path: what holds when nobody gives another
+                    op.query.remove(written)
+                    own = _either(own, written.value)
                 op.query.append(Field(item.name, own))
             case "header":
                 op.headers.append(Field(item.name, own))
@@ -309,12 +337,22 @@ def _compile_open(op: Operation, item: Input, location: str, binds: Binds) -> Na
     if variable is not None and (text := binds.environment(item.name)) is not None:
         op.defaults[variable] = text
     elif location != "path" and variable is None:
+        if item.name in op.slots and op.slots[item.name].kind == "template":
+            del op.slots[item.name]
         op.slots.setdefault(item.name, Slot(item.name, location, required=bool(item.required), input=item))
     return _slot_value(item.name)
 
 
 def _slot_value(name: str) -> Native:
     return lambda values: values.get(name, ABSENT)
+
+
+def _either(first: Native, second: Native) -> Native:
+    def take(values: Mapping[str, Any]) -> Any:
+        found = first(values)
+        return second(values) if found is ABSENT else found
+
+    return take
 
 
 def _own_or_given(name: str, value: Native) -> Native:
@@ -337,8 +375,13 @@ def _attach_declarations(op: Operation, inputs: list[Input]) -> None:
 
 def _compile_body(op: Operation, body: Body | None, every: list[Input], binds: Binds, *, relay: bool) -> None:
     inputs = [item for item in every if item.location == "body"]
-    if body is not None and not (body.data is ABSENT or body.data is None):
+    empty = body is not None and body.type == "json" and body.data == {}  # says no more than that there is one
+    if body is not None and not (body.data is ABSENT or body.data is None or empty):
+        body = _with_members(body, inputs)
         op.make_body, names = _template_body(body, binds, _content_type(every))
+        if isinstance(body.data, str) and body.type in {"raw", "json"} and _SOLE.fullmatch(body.data.strip()) and names:
+            op.sole = names[0]
+            op.make_body = _if_given(op.sole, op.make_body)
         for name in names:
             known = next((item for item in inputs if item.name == name), None)
             slot = Slot(name, "template", required=bool(known and known.required), input=known)
@@ -358,7 +401,24 @@ def _compile_body(op: Operation, body: Body | None, every: list[Input], binds: B
         op.slots[RELAYED] = Slot(RELAYED, "relay", required=False)
         op.body_slot = RELAYED
     if op.body_slot is not None:
-        op.make_body = _whole_body(op.body_slot)
+        op.make_body = _whole_body(op.body_slot, b"{}" if empty else None)
+
+
+def _with_members(body: Body, inputs: list[Input]) -> Body:
+    """The body with the body inputs that its data does not mention: they are members beside it."""
+    if not isinstance(body.data, dict) or body.type not in {"json", "formUrlEncoded", "multipartForm"}:
+        return body
+    text = as_json(body.data).decode()
+    known = [name.rpartition(".")[2] for name in variables(text)] + list(body.data)
+    others = [item for item in inputs if item.name != RELAYED and match(item.name, known) is None]
+    if not others:
+        return body
+    added = {i.name: f"{{{{{i.name}}}}}" if i.value is ABSENT else i.value for i in others}
+    return replace(body, data={**body.data, **added})
+
+
+def _if_given(name: str, make: MakeBody) -> MakeBody:
+    return lambda values: make(values) if values.get(name, ABSENT) is not ABSENT else (None, None)
 
 
 def _body_slot(op: Operation, item: Input) -> str:
@@ -405,8 +465,14 @@ def _written(value: Any) -> tuple[bytes | None, str | None]:
     return as_json(value), _JSON
 
 
-def _whole_body(name: str) -> MakeBody:
-    return lambda values: _written(values.get(name, ABSENT))
+def _whole_body(name: str, otherwise: bytes | None) -> MakeBody:
+    """The value of a slot as the body; `otherwise` is sent when there is none."""
+
+    def make(values: Values) -> tuple[bytes | None, str | None]:
+        value = values.get(name, ABSENT)
+        return (otherwise, _JSON) if value is ABSENT and otherwise is not None else _written(value)
+
+    return make
 
 
 def _member_body(op: Operation, inputs: list[Input], binds: Binds) -> MakeBody:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
-import re2
+import re2  # type: ignore[import-untyped]
 
 from toolcrib.capability.template_text import Variable, parse
 

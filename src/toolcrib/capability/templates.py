@@ -137,7 +137,6 @@ class PathTemplate:
     def render(self, values: Values) -> str:
         """Raises Invalid naming a variable that has no value, or whose value climbs out of its segment."""
         out = []
-        climbs = ""
         for part in self.parts:
             if isinstance(part, str):
                 out.append(part)
@@ -145,19 +144,12 @@ class PathTemplate:
             text = as_text(values.get(part.name, ABSENT))
             if not text:
                 raise Invalid("parameter.missing", f"The path needs a value for {part.name}.", field=part.name)
-            if "." in text:  # many servers decode %2F before they resolve dots
-                if not _DOTS.isdisjoint(text.replace("\\", "/").split("/")):
-                    raise _climbing(part.name)
-                climbs = part.name
+            if "." in text and not _DOTS.isdisjoint(text.replace("\\", "/").split("/")):
+                # many servers decode %2F before they resolve dots; `.{a}` cannot climb either without such a value
+                message = f"{part.name} may not have . or .. segments in a path."
+                raise Invalid("parameter.climbs", message, field=part.name)
             out.append(encode_segment(text, part.name))
-        path = "".join(out)
-        if climbs and len(out) > 1 and not _DOTS.isdisjoint(path.split("/")):
-            raise _climbing(climbs)  # `{a}{b}`, `.{a}`
-        return path
-
-
-def _climbing(name: str) -> Invalid:
-    return Invalid("parameter.climbs", f"{name} may not have . or .. segments in a path.", field=name)
+        return "".join(out)
 
 
 def encode_segment(text: str, name: str = "a path value") -> str:

@@ -47,7 +47,7 @@ class CorsRules:
         credentials = settings.get("credentials", False)
         max_age_s = settings.get("maxAge", _MAX_AGE_S)
         if not isinstance(credentials, bool):
-            raise ValueError("cors: credentials is true or false")
+            raise ValueError("cors: credentials is true or false")  # noqa: TRY004 - the file is wrong, not the program
         if isinstance(max_age_s, bool) or not isinstance(max_age_s, int) or max_age_s < 0:
             raise ValueError("cors: maxAge is a number of seconds")
         if "*" in origins and credentials:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from toolcrib.capability.formats import json_format
 from toolcrib.errors import Unavailable, Upstream
 
-__all__ = ["BINARY", "BLOCKING_BYTES", "JSON", "Format", "open_format"]
+__all__ = ["BINARY", "BLOCKING_BYTES", "JSON", "TEXT", "Format", "open_format"]
 
 BLOCKING_BYTES: Final = 64 * 1024  # decoding more than this may take tens of milliseconds, or a child process
 _WAIT_S: Final = 60.0  # for a thread, and for decoding itself
@@ -71,6 +71,7 @@ class Format:
 
 
 JSON: Final = Format("json", True, json_format.decode)
+TEXT: Final = "text"
 BINARY: Final = "binary"  # the name of the format whose bodies are relayed as bytes; its tree is their base64 text
 
 

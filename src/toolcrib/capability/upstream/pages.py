@@ -92,8 +92,9 @@ def compile_pagination(settings: Any) -> Pagination:
     """
     if not isinstance(settings, Mapping):
         raise ValueError("pagination must be a map")  # noqa: TRY004
-    way: Any = settings.get("type")
-    if not isinstance(way, str) or way not in _KEYS:
+    written = settings.get("type")
+    way: Any = written if isinstance(written, str) else ""
+    if way not in _KEYS:
         raise ValueError(f"pagination.type must be one of {', '.join(_KEYS)}")
     for key in settings:
         if key not in _KEYS[way]:

@@ -53,7 +53,8 @@ def shaped_result(
         except orjson.JSONDecodeError:
             value = None
         made = shape(value)
-        structured = orjson.dumps(made) if isinstance(made, dict) else b""
+        if isinstance(made, dict):
+            structured = body if made is value else orjson.dumps(made)
     if status < 400 and promised and not structured:
         text = as_text(body, media_type(content_type)[1])
         structured = (json_object(text.encode()) if text else b"") or b"{}"
