@@ -26,7 +26,16 @@ ALLOWED: dict[str, set[str]] = {
     "api.orkosi": {"api", "gateway", "domain", "core", "errors"},
     "api.mcp": {"api", "gateway", "gateway.mcp_client", "domain", "core", "errors"},
     "installation": {"domain", "core", "errors", "settings"},
-    "wiring": {"api", "api.cadenya", "api.orkosi", "api.mcp", "api.root", "gateway", "gateway.mcp_client", "gateway.providers"}
+    "wiring": {
+        "api",
+        "api.cadenya",
+        "api.orkosi",
+        "api.mcp",
+        "api.root",
+        "gateway",
+        "gateway.mcp_client",
+        "gateway.providers",
+    }
     | {"queue", "domain", "core", "settings", "errors"},
     "cli": {"*"},
     "__main__": {"cli"},

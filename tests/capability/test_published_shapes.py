@@ -14,6 +14,8 @@ import pytest
 
 from capability.recording_upstream import Recording, recording
 from toolcrib.capability.capability import Capability
+from toolcrib.capability.load import load
+from toolcrib.capability.openapi import export_openapi
 from toolcrib.errors import Unavailable
 from upstream_app import Asked, Told
 
@@ -313,3 +315,13 @@ async def test_credentials_of_a_caller_never_land_in_the_query(tmp_path: Path) -
         asked = await served.ask("GET", "/l", headers={"Authorization": "Bearer mine", "key": "forged"})
         assert asked.target == "/things"
         assert (asked.get("authorization"), asked.get("x-key")) == (None, "k-1")
+
+
+def test_keys_in_a_map_of_headers_are_exported_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    text = (
+        f"{HEAD}{BINDS}capability:\n  consumes:\n  - type: http\n    namespace: shop\n    baseUri: https://shop.test\n"
+    )
+    api = f"authentication: {{type: apikey, headers: {{X-Key: '{{{{SHOP_KEY}}}}', X-App: app}}}}\n{LIST}"
+    file.write_text(text + textwrap.indent(api, "    "))
+    assert b"X-Key" in orjson.dumps(export_openapi(load(file).document, server_namespace="shop"))

@@ -247,6 +247,35 @@ async def test_pages_of_origins_that_the_file_permits_reach_an_mcp_server(tmp_pa
     assert await mcp_status(with_cors(app, rules), Host="tools.example", Origin="https://evil.example") == 403
 
 
+class Drain:
+    """Standard output: counts what is written to it."""
+
+    def __init__(self) -> None:
+        self.refused = asyncio.Semaphore(0)
+
+    def write(self, data: bytes) -> None:
+        if b"Too many batches" in data:
+            self.refused.release()
+
+    async def drain(self) -> None:
+        """Nothing waits."""
+
+
+async def test_batches_over_standard_streams_do_not_pile_up(tmp_path: Path) -> None:
+    upstreams = Upstreams()
+    app = mcp_app(plan(upstreams, tmp_path), version="1")
+    reader, writer = asyncio.StreamReader(), Drain()
+    call = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"slow","arguments":{}}}'
+    reader.feed_data((b"[" + b",".join(call % i for i in range(50)) + b"]\n") * 100)
+    serving = asyncio.create_task(app.serve_stdio(reader, writer))
+    async with asyncio.timeout(DEADLINE_S):
+        for _ in range(80):
+            await writer.refused.acquire()
+    assert len(asyncio.all_tasks()) < 1200
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
 # -- upstreams
 
 

@@ -82,8 +82,9 @@ class ActionPlanner:
             self.ground.error("action-invalid", message, REFUSED, "mend what the message names", at)
             return Built(calls.Broken(Unavailable("action.invalid", message)))
 
-    def _outputs(self, outputs: tuple[Output, ...], scope: Scope) -> OutputPlan | None:
-        return compile_outputs(outputs, partial(compile_text, scope=scope)) if outputs else None
+    @staticmethod
+    def _outputs(outputs: tuple[Output, ...], scope: Scope, *, lone: bool = False) -> OutputPlan | None:
+        return compile_outputs(outputs, partial(compile_text, scope=scope), lone=lone) if outputs else None
 
     def _planned(self, found: Consumable, binding: Binding, outputs: OutputPlan | None) -> calls.Call:
         return calls.Call(
@@ -101,7 +102,7 @@ class ActionPlanner:
             return Built(calls.Broken(Unavailable("call.unresolved", message)))
         operation = found.operation
         binding = self._bind(operation, action, caller, name, at)
-        outputs = self._outputs(action.outputs, caller.scope)
+        outputs = self._outputs(action.outputs, caller.scope, lone=found.format.name == "xml")
         call = self._planned(found, binding, outputs)
         open_query = operation.method == "GET" and not operation.declares_query
         return Built(call, _inferred(binding, caller), tuple(binding.bound), outputs, open_query)

@@ -71,9 +71,10 @@ class ApiPlanner:
             for item in resource.operations:
                 if item.name in operations:
                     continue
+                relay = self.ground.means.relay and item.extension.get("relayBody", True) is not False
                 operation = compile_operation(
                     consumed, resource, item, self.ground.binds,
-                    base_uri=base_uri, credential_fields=fields, relay=self.ground.means.relay,
+                    base_uri=base_uri, credential_fields=fields, relay=relay,
                 )  # fmt: skip
                 operation.broken = operation.broken or api.broken
                 form = self._format(operation, item.raw_format, item.output_schema, consumed.folder, item.at)
@@ -102,9 +103,10 @@ class ApiPlanner:
             at = consumed.authentication.at if consumed.authentication else consumed.at
             self.ground.error("authentication-invalid", reason.message, REFUSED, "mend the authentication block", at)
             broken = reason
+        recorder = self.ground.means.telemetry.recorder
         upstream = Upstream(
             self.ground.means.outbound, consumed.namespace, authenticator=authenticator, policy=policy,
-            on_exchange=self._observe,
+            on_exchange=self._observe, trace_headers=recorder.outgoing if recorder.active else None,
         )  # fmt: skip
         return upstream, broken
 

@@ -34,7 +34,16 @@ _LARGE_JSON = 1 << 20  # bytes that take about ten milliseconds
 # What may go on to the caller: facts about the answer, never about the connection, and no cookies.
 _PASSED = (
     *("location", "retry-after", "link", "cache-control", "expires", "content-language", "allow", "deprecation"),
-    *("sunset", "www-authenticate", "x-request-id", "x-total-count", "x-next-page", "x-page", "x-per-page"),
+    *(
+        "sunset",
+        "x-toolcrib-truncated",
+        "www-authenticate",
+        "x-request-id",
+        "x-total-count",
+        "x-next-page",
+        "x-page",
+        "x-per-page",
+    ),
 )
 _PASSED_PREFIXES = ("x-ratelimit-", "ratelimit", "x-pagination")
 _OF_THE_BODY = ("etag", "last-modified", "content-disposition", "accept-ranges")
@@ -56,7 +65,7 @@ class Broken:
 
     async def run(self, inputs: Inputs) -> Reply:  # noqa: ARG002 - the shape of Action
         """Raise the reason."""
-        raise self.error
+        raise self.error.with_traceback(None)  # shared: its traceback must not grow with each call
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,6 @@ class Call:
             return await self._exchange(request)
         attributes = {"http.request.method": request.method, "naftiko.operation": request.operation}
         with self.recorder.span(f"http.client.{request.method}", "CLIENT", attributes) as span:
-            request = replace(request, headers=[*request.headers, *self.recorder.outgoing()])
             response = await self._exchange(request)
             span.set("http.response.status_code", response.status)
             if response.status >= 500:
@@ -267,6 +275,7 @@ class Steps:
         """Run the steps in order; an error status of one does not stop the next."""
         stored: dict[str, Any] = {}
         last: tuple[Call, OutboundResponse] | None = None
+        failed: tuple[Call, OutboundResponse] | None = None
         for step in self.steps:
             scope = Overlay(inputs, {}, stored)
             started = time.perf_counter()
@@ -274,6 +283,8 @@ class Steps:
                 if isinstance(step, CallStep):
                     response = await step.call.send(scope)
                     last = step.call, response
+                    if failed is None and response.status >= 400:
+                        failed = last
                     value = await step.call.tree(response)
                     if value is not MISSING:
                         value = step.store(value, scope)
@@ -284,7 +295,7 @@ class Steps:
             self.telemetry.observe_step(step.kind, self.namespace, time.perf_counter() - started)
             if value is not MISSING:
                 stored[step.name] = value
-        return await self._answer(stored, last, Overlay(inputs, {}, stored))
+        return await self._answer(stored, last, failed, Overlay(inputs, {}, stored))
 
     async def _script(self, step: ScriptStep, scope: Inputs) -> Any:
         context = scope.known()
@@ -293,8 +304,13 @@ class Steps:
         return MISSING if value is ABSENT else value
 
     async def _answer(
-        self, stored: dict[str, Any], last: "tuple[Call, OutboundResponse] | None", scope: Inputs
+        self,
+        stored: dict[str, Any],
+        last: "tuple[Call, OutboundResponse] | None",
+        failed: "tuple[Call, OutboundResponse] | None",
+        scope: Inputs,
     ) -> Reply:
+        """What the mappings find; else the first failure, rather than other data; else the last answer."""
         if self.mappings:
             found: dict[str, Any] = {}
             for target, path in self.mappings:
@@ -303,6 +319,7 @@ class Steps:
                     _nest(found, target, value)
             if found:
                 return Reply(200, as_json(found), JSON_MEDIA)
+            last = failed or last
         if last is None:
             value = stored.get(self.steps[-1].name, MISSING)
             if value is not MISSING and self.outputs is not None:

@@ -88,6 +88,7 @@ class Capability:
         files: bool = True,
         strict: bool = False,
         pass_query: bool = False,
+        relay_bodies: bool = True,
         previous: "Capability | None" = None,
     ) -> "Capability":
         """Read and compile a capability file.
@@ -102,6 +103,7 @@ class Capability:
             files: whether the file may refer to others.
             strict: refuse a file with an error finding or a bind without value.
             pass_query: pass query values on that nothing takes.
+            relay_bodies: pass the caller's body on to write operations that describe none.
             previous: what this one is to replace: metrics and traces go on, unless their settings changed.
 
         Raises:
@@ -120,6 +122,7 @@ class Capability:
             files=files,
             scripting=environment.get("NAFTIKO_SCRIPTING", "true").lower() not in {"false", "0", "off", "no"},
             pass_query=pass_query,
+            relay=relay_bodies,
         )
         capability = cls(document, (*findings, *observed.findings), means, owns_client=outbound is None)
         capability._spans = observed.provider

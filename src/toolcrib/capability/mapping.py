@@ -61,19 +61,21 @@ class OutputPlan:
         return MISSING
 
 
-def compile_outputs(outputs: tuple[Output, ...], render: Render) -> OutputPlan:
+def compile_outputs(outputs: tuple[Output, ...], render: Render, *, lone: bool = False) -> OutputPlan:
     """Compiles the outputs of a whole body; `render` makes a function of a static value's template.
+
+    `lone` takes what is no list for the only entry of one: in XML a list of one looks like its entry.
 
     Raises:
         OutputInvalid: a path that is none, or outputs nested too deeply.
     """
-    compiled = [(output, read) for output in outputs if (read := _compile(output, render)) is not None]
+    compiled = [(output, read) for output in outputs if (read := _compile(output, render, lone=lone)) is not None]
     first = compiled[0][0] if compiled else None
     return OutputPlan(
         identity=first is None or (_is_whole(first) and (_kind(first) == "value" or len(compiled) == 1)),
         shape=first if first is not None and _is_certain_object(first) else None,
         readers=tuple(read for _, read in compiled),
-        mapped_readers=tuple(_compile(output, None) for output, _ in compiled),
+        mapped_readers=tuple(_compile(output, None, lone=lone) for output, _ in compiled),
     )
 
 
@@ -213,7 +215,9 @@ def _is_hollow(value: Any) -> bool:
     return True
 
 
-def _compile(output: Output, render: Render | None, *, is_entry: bool = False, depth: int = 0) -> _Reader | None:
+def _compile(
+    output: Output, render: Render | None, *, is_entry: bool = False, depth: int = 0, lone: bool = False
+) -> _Reader | None:
     """The reader of an output; None if it is always null. Without `render` static values are null.
 
     `is_entry` marks the items of an array and the entries of a map, which without a mapping stand for themselves.
@@ -228,7 +232,7 @@ def _compile(output: Output, render: Render | None, *, is_entry: bool = False, d
         return None
     if kind == "value":
         return _read_value(output, path)
-    build = {"array": _build_array, "map": _build_map, "object": _build_object}[kind](output, render, depth)
+    build = {"array": _build_array, "map": _build_map, "object": _build_object}[kind](output, render, depth, lone)
     if path is None or path.is_root:
         return build
     locate = path.read
@@ -261,22 +265,29 @@ def _cut(value: Any, longest: int) -> Any:
     return value[:longest] if isinstance(value, str) and longest >= 0 else value
 
 
-def _build_array(output: Output, render: Render | None, depth: int) -> _Reader:
+def _build_array(output: Output, render: Render | None, depth: int, lone: bool) -> _Reader:  # noqa: FBT001
     if output.items is None:
-        return lambda value, _params: value if isinstance(value, list) else None
-    read_item = _compile(output.items, render, is_entry=True, depth=depth + 1) or _read_null
+        return lambda value, _params: _rows(value, lone=lone)
+    read_item = _compile(output.items, render, is_entry=True, depth=depth + 1, lone=lone) or _read_null
     if read_item is _read_root:
-        return lambda value, _params: value if isinstance(value, list) else None
+        return lambda value, _params: _rows(value, lone=lone)
 
     def build(value: Any, params: Arguments) -> Any:
-        return [read_item(element, params) for element in value] if isinstance(value, list) else None
+        rows = _rows(value, lone=lone)
+        return None if rows is None else [read_item(element, params) for element in rows]
 
     return build
 
 
-def _build_map(output: Output, render: Render | None, depth: int) -> _Reader:
+def _rows(value: Any, *, lone: bool) -> list[Any] | None:
+    if isinstance(value, list):
+        return value
+    return [value] if lone and value is not None else None
+
+
+def _build_map(output: Output, render: Render | None, depth: int, lone: bool) -> _Reader:  # noqa: FBT001
     entry = output.values
-    read_entry = (entry and _compile(entry, render, is_entry=True, depth=depth + 1)) or _read_null
+    read_entry = (entry and _compile(entry, render, is_entry=True, depth=depth + 1, lone=lone)) or _read_null
 
     def build(value: Any, params: Arguments) -> Any:
         if not isinstance(value, dict):
@@ -286,7 +297,7 @@ def _build_map(output: Output, render: Render | None, depth: int) -> _Reader:
     return build
 
 
-def _build_object(output: Output, render: Render | None, depth: int) -> _Reader:
+def _build_object(output: Output, render: Render | None, depth: int, lone: bool) -> _Reader:  # noqa: FBT001
     members = [_member_name(field) for _, field in output.properties]
     if all(member is not None for member in members):
         keys = tuple((name, member) for (name, _), member in zip(output.properties, members, strict=True))
@@ -298,7 +309,9 @@ def _build_object(output: Output, render: Render | None, depth: int) -> _Reader:
             return {name: find(member) for name, member in keys}
 
         return pick
-    readers = tuple((name, _compile(field, render, depth=depth + 1) or _read_null) for name, field in output.properties)
+    readers = tuple(
+        (name, _compile(field, render, depth=depth + 1, lone=lone) or _read_null) for name, field in output.properties
+    )
     return lambda value, params: {name: read(value, params) for name, read in readers}
 
 

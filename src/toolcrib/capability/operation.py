@@ -123,7 +123,7 @@ class Operation:
             AppError: `broken`.
         """
         if self.broken is not None:
-            raise self.broken
+            raise self.broken.with_traceback(None)  # shared: its traceback must not grow with each call
         self._complete(values)
         self._must_have(values)
         assert self.base is not None and self.path is not None  # noqa: S101, PT018 - set unless broken

@@ -58,7 +58,7 @@ def _property(item: Input, usual: str) -> dict[str, Any]:
     if kind == "array" and isinstance(item.items, Mapping):
         found["items"] = _plain_schema(item.items)
     if kind == "object" and isinstance(item.properties, Mapping):
-        found["properties"] = {str(name): _plain_schema(value) for name, value in item.properties.items()}
+        found |= _members(item.properties)
     return found
 
 
@@ -75,8 +75,15 @@ def _plain_schema(value: Any) -> dict[str, Any]:
     if isinstance(value.get("items"), Mapping):
         found["items"] = _plain_schema(value["items"])
     if isinstance(value.get("properties"), Mapping):
-        found["properties"] = {str(name): _plain_schema(item) for name, item in value["properties"].items()}
+        found |= _members(value["properties"])
     return found
+
+
+def _members(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of an object; the format marks a required one by a boolean of its own."""
+    found: dict[str, Any] = {"properties": {str(name): _plain_schema(value) for name, value in properties.items()}}
+    required = [str(n) for n, v in properties.items() if isinstance(v, Mapping) and v.get("required") is True]
+    return found | ({"required": required} if required else {})
 
 
 def merged(parts: Iterable[Mapping[str, Slot]]) -> dict[str, Slot]:

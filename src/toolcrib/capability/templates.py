@@ -19,6 +19,7 @@ import msgspec
 import orjson
 
 from toolcrib.capability.binds import Binds
+from toolcrib.capability.forms import FORMS, form_fields
 from toolcrib.capability.spec import ABSENT
 from toolcrib.capability.template_text import Part, TemplateInvalid, Variable, parse
 from toolcrib.errors import Invalid
@@ -44,9 +45,13 @@ class RawBody:
         self._looked = False
 
     def tree(self) -> Any:
-        """The body as JSON; ABSENT if it is none."""
+        """The body as JSON, or the fields of a form as members; ABSENT if it is neither."""
         if self._tree is ABSENT and not self._looked:
             self._looked = True
+            media = (self.content_type or "").partition(";")[0].strip().lower()
+            if media in FORMS:
+                self._tree = form_fields(self.data, self.content_type or "")
+                return self._tree
             try:
                 self._tree = orjson.loads(self.data.removeprefix(_BOM))
             except orjson.JSONDecodeError:

@@ -48,6 +48,10 @@ AllowAddress = Annotated[
 PassQuery = Annotated[
     bool, typer.Option("--pass-query", help="Pass query parameters on that nothing in the file takes.")
 ]
+NoRelay = Annotated[
+    bool,
+    typer.Option("--no-relay", help="Send no body to write operations that describe none; by default the caller's."),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Surroundings:
     env_files: tuple[Path, ...] = ()
     strict: bool = False
     pass_query: bool = False
+    relay_bodies: bool = True
 
     @classmethod
     def of(
@@ -67,6 +72,7 @@ class Surroundings:
         *,
         strict: bool = False,
         pass_query: bool = False,
+        relay_bodies: bool = True,
     ) -> "Surroundings":
         """From options. Raises CommandFailed for one that cannot be used."""
         base_uris = pairs(base_uri, "--base-uri")
@@ -74,7 +80,7 @@ class Surroundings:
             parts = urlsplit(uri)
             if parts.scheme not in {"http", "https"} or not parts.netloc:
                 raise CommandFailed(f"--base-uri {namespace}: {uri!r} is no http or https URL.", WRONG)
-        found = cls(base_uris, tuple(env_file or ()), strict, pass_query)
+        found = cls(base_uris, tuple(env_file or ()), strict, pass_query, relay_bodies)
         found.environ()
         return found
 
@@ -107,6 +113,7 @@ class Surroundings:
                 outbound=outbound,
                 strict=self.strict,
                 pass_query=self.pass_query,
+                relay_bodies=self.relay_bodies,
                 previous=previous,
             )
 

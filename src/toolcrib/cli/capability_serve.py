@@ -33,6 +33,7 @@ from toolcrib.cli.capability_options import (
     AllowAddress,
     BaseUri,
     EnvFile,
+    NoRelay,
     PassQuery,
     Surroundings,
     address_policy,
@@ -100,6 +101,7 @@ def serve(
         bool, typer.Option("--strict", help="Refuse files with errors, and variables without a value.")
     ] = False,
     pass_query: PassQuery = False,
+    no_relay: NoRelay = False,
     allow_address: AllowAddress = None,
     env_file: EnvFile = None,
     as_json: Annotated[
@@ -122,7 +124,7 @@ def serve(
         raise CommandFailed("With --stdio, standard output belongs to the client: leave --json out.", WRONG)
     wanted = _Wanted(
         tuple(dict.fromkeys(map(str, files))),
-        Surroundings.of(base_uri, env_file, strict=strict, pass_query=pass_query),
+        Surroundings.of(base_uri, env_file, strict=strict, pass_query=pass_query, relay_bodies=not no_relay),
         address_policy(allow_address),
         Where(host, port, rest_port, mcp_port, skill_port, control_port),
         stdio,

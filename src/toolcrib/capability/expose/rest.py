@@ -138,7 +138,7 @@ class RestApp:
 
     async def _forward(self, forward: PlannedForward, tail: str, scope: Scope, receive: Receive, send: Send) -> None:
         if forward.broken is not None:
-            raise forward.broken
+            raise forward.broken.with_traceback(None)
         content = await self._content(scope, receive)
         url = forward.base.render(forward.api.defaults).rstrip("/") + tail
         query = _forwarded_query(forward, scope["query_string"])

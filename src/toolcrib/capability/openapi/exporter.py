@@ -5,6 +5,7 @@ name of a key.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -210,7 +211,7 @@ class _Writer:
         fields = key.auth.fields
         match key.auth.type:
             case "apikey":
-                return "apiKeyAuth", self._api_key(str(fields["key"]), str(fields.get("placement") or "header")), []
+                return "apiKeyAuth", self._api_key(*_key_of(fields)), []
             case "basic":
                 return "basicAuth", {"type": "basic"} if self._version == "2.0" else _http("basic"), []
             case "oauth2":
@@ -247,6 +248,14 @@ class _Writer:
             address = f"{server.rstrip('/')}/.well-known/openid-configuration"
             return "openId", {"type": "openIdConnect", "openIdConnectUrl": address}, scopes
         return "bearerAuth", self._of_authorization("bearer"), []
+
+
+def _key_of(fields: Mapping[str, Any]) -> tuple[str, str]:
+    """Name and place of an API key; of several, those of the first."""
+    for several, place in (("headers", "header"), ("parameters", "query")):
+        if isinstance(fields.get(several), Mapping) and fields[several]:
+            return str(next(iter(fields[several]))), place
+    return str(fields.get("key", "")), str(fields.get("placement") or "header")
 
 
 def _http(scheme: str) -> dict[str, Any]:

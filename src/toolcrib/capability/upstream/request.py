@@ -5,7 +5,7 @@ Credentials are not part of it: the authenticator adds them when it is sent, so 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, unquote_plus, urlsplit
 
@@ -35,7 +35,7 @@ class UpstreamRequest:
 
     method: str
     url: str
-    headers: HeaderList = ()
+    headers: HeaderList = field(default=(), repr=False)  # may hold values of binds
     body: bytes | None = None
     operation: str = ""
     replay_safe: bool | None = None

@@ -22,7 +22,9 @@ from toolcrib.errors import AppError
 _log = structlog.get_logger(__name__)
 _CHUNK = 65_536
 _MAX_RUNNING = 1000
+_MAX_BATCHES = 20  # under way; each may hold fifty requests
 _LISTEN = "subscriptions/listen"
+_BATCH = "batch"
 
 
 class McpStdio(Generic[C]):
@@ -64,7 +66,9 @@ class McpStdio(Generic[C]):
         """Take a message; requests go on by themselves, but the handshake decides how to read the next message."""
         try:
             if line.lstrip()[:1] == b"[":
-                self._start(None, self._batch(line), "batch")
+                if sum(task.get_name() == _BATCH for task in self._requests.values()) >= _MAX_BATCHES:
+                    raise RpcError(wire.UNAVAILABLE, "Too many batches at once")
+                self._start(None, self._batch(line), _BATCH)
                 return
             message = parse_message(line)
             if message is None:
