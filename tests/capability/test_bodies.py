@@ -240,3 +240,46 @@ async def test_a_body_input_of_a_read_without_a_value_sends_nothing(up: Stub) ->
             await served.http.request(method, "/x")
         asked = up.only()
         assert (asked.body, asked.get("content-length"), asked.get("content-type")) == (b"", None, None)
+
+
+FORM = "application/x-www-form-urlencoded"
+PARTS = (
+    b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\nAda\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n\0\xff\r\n--x--\r\n'
+)
+
+
+@pytest.mark.parametrize(("media", "body"), [(FORM, b"name=Ada&tag=a"), ("multipart/form-data; boundary=x", PARTS)])
+async def test_the_fields_of_a_form_are_members_like_those_of_json(media: str, body: bytes) -> None:
+    async with stub() as up:
+        operation = {"name": "make", "method": "POST", "path": "/p", "body": '{"n": {{rest.name}}, "f": {{rest.file}}}'}
+        made = document(api(up.url, operation), face({"method": "POST", "path": "/p", "call": "up.make"}))
+        async with serving(made) as served:
+            answer = await served.http.post("/p", content=body, headers={"content-type": media})
+        assert (answer.status_code, up.only().body) == (200, b'{"n": "Ada", "f": null}')
+
+
+async def test_a_form_that_nothing_takes_apart_goes_on_as_it_came() -> None:
+    async with stub() as up:
+        made = document(
+            api(up.url, {"name": "make", "method": "POST", "path": "/p"}),
+            face({"method": "POST", "path": "/p", "call": "up.make"}),
+        )
+        async with serving(made) as served:
+            await served.http.post("/p", content=b"a=1&&b", headers={"content-type": FORM})
+        asked = up.only()
+        assert (asked.body, asked.get("content-type")) == (b"a=1&&b", FORM)
+
+
+@pytest.mark.parametrize(
+    ("options", "extension"), [({"relay_bodies": False}, {}), ({}, {"x-toolcrib": {"relayBody": False}})]
+)
+async def test_relaying_bodies_that_nothing_describes_can_be_switched_off(options: Any, extension: Any) -> None:
+    async with stub() as up:
+        made = document(
+            api(up.url, {"name": "make", "method": "POST", "path": "/p", **extension}),
+            face({"method": "POST", "path": "/p", "call": "up.make"}),
+        )
+        async with serving(made, **options) as served:
+            await served.http.post("/p", json={"a": 1})
+        assert up.only().body == b""

@@ -438,3 +438,11 @@ def test_any_outputs_map_any_document(outputs: list[Output], tree: Any) -> None:
     if (schema := output_schema(compiled)) is not None:
         jsonschema_rs.meta.validate(schema)
         jsonschema_rs.validate(schema, structured(compiled)(result))
+
+
+def test_in_xml_a_list_of_one_looks_like_its_entry_and_is_mapped_as_a_list() -> None:
+    name = Output(AT, mapping="$.id")
+    outputs = (Output(AT, type="array", mapping="$.v", items=Output(AT, type="object", properties=(("n", name),))),)
+    for tree in ({"v": {"id": "1"}}, {"v": [{"id": "1"}]}):
+        assert compile_outputs(outputs, render, lone=True).apply(tree, {}) == [{"n": "1"}]
+    assert compile_outputs(outputs, render).apply({"v": {"id": "1"}}, {}) is MISSING

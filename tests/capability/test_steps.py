@@ -170,3 +170,11 @@ async def test_an_unknown_target_of_a_step_is_found_at_the_start(up: Stub) -> No
         assert served.rules()
         assert (await served.http.get("/x")).status_code == 501
     up.nothing()
+
+
+async def test_mappings_that_find_nothing_after_a_failure_answer_with_the_failure_and_not_with_other_data(
+    up: Stub,
+) -> None:
+    steps = [call("broken", "broken"), call("ships", "ships")]
+    answer = await run(up, steps, mappings=[{"targetName": "name", "value": "$.broken.name"}])
+    assert (answer.status_code, answer.json()) == (500, {"error": "no"})

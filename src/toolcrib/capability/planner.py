@@ -211,7 +211,7 @@ class _Planner:
         full = f"{namespace}.{tool.name}"
         built = self.actions.action(tool.action, Caller(self.actions.scope(tool.inputs, namespace)), full, tool.at)
         self.actions.called[full] = built.action
-        self.bound[full] = built.bound
+        self.bound.setdefault(full, built.bound)
         schema = output_schema(built.outputs) if built.outputs is not None else None
         return PlannedTool(
             tool.name,
