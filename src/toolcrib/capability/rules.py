@@ -76,6 +76,7 @@ _OTHERS: Final[Mapping[str, str]] = {
     "extension-invalid": "Settings below `x-toolcrib` can be used.",
     "authentication-invalid": "An authentication has the fields that its type needs.",
     "operation-invalid": "An operation can be made into a request.",
+    "path-invalid": "An exposed path and the URI of a resource are templates of variables.",
     "output-format": "A format's schema can be used.",
     "input-invalid": "An input's type and pattern can be used.",
     "action-invalid": "An action can be compiled.",
