@@ -106,7 +106,8 @@ class ApiPlanner:
         recorder = self.ground.means.telemetry.recorder
         upstream = Upstream(
             self.ground.means.outbound, consumed.namespace, authenticator=authenticator, policy=policy,
-            on_exchange=self._observe, trace_headers=recorder.outgoing if recorder.active else None,
+            on_exchange=None if self.ground.means.telemetry.metrics is None else self._observe,
+            trace_headers=recorder.outgoing if recorder.active else None,
         )  # fmt: skip
         return upstream, broken
 

@@ -4,6 +4,7 @@ Everything here was compiled by the planner; a call only looks values up, sends,
 an answer, not an exception; what cannot be answered raises AppError.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -194,12 +195,14 @@ def charset_of(media: str | None) -> str | None:
 
 def passed_headers(response: OutboundResponse, *, whole: bool) -> tuple[tuple[str, str], ...]:
     """The headers that go on to the caller; those about the body only if it goes on unchanged (`whole`)."""
-    found = []
-    for name, value in response.headers.items():
-        lower = name.lower()
-        if lower in _PASSED or lower.startswith(_PASSED_PREFIXES) or (whole and lower in _OF_THE_BODY):
-            found.append((lower, value))
-    return tuple(found)
+    headers = response.headers.items()
+    return tuple([pair for pair in headers if _passes(pair[0]) or (whole and pair[0] in _OF_THE_BODY)])
+
+
+@functools.lru_cache(1024)
+def _passes(name: str) -> bool:
+    """Whether a header of that name (in lower case) goes on in any case."""
+    return name in _PASSED or name.startswith(_PASSED_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True)

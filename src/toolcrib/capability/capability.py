@@ -173,8 +173,11 @@ class Capability:
         action = self.plan.called.get(name)
         if action is None:
             raise NotFound("capability.unknown_operation", f"There is no {name!r} in {self.document.label}.")
-        with self._using():
+        self._begin()
+        try:
             reply: Reply = await action.run(Inputs(dict(arguments or {})))
+        finally:
+            self._end()
         return reply
 
     def rest_app(self, namespace: str | None = None, *, prefix: str = "") -> ASGIApp:
@@ -183,8 +186,11 @@ class Capability:
         app = RestApp(self.plan.rest[server.namespace], self.telemetry, prefix=prefix)
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._using():
+            self._begin()
+            try:
                 await app(scope, receive, send)
+            finally:
+                self._end()
 
         return self._guarded(counted, server, prefix)
 
@@ -269,16 +275,15 @@ class Capability:
             provider, self._spans = self._spans, None
             await _shut_down(provider)
 
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[None]:
+    def _begin(self) -> None:
+        """A call begins; `_end` must follow. A context manager would cost as much as a look-up of the route."""
         self._running += 1
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+
+    def _end(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
 
     def _counted(self, namespace: str) -> PlannedMcp:
         """The planned MCP server with its calls counted."""
@@ -289,8 +294,11 @@ class Capability:
 
     def _counted_run(self, run: Run) -> Run:
         async def counted(arguments: Arguments) -> Reply:
-            with self._using():
+            self._begin()
+            try:
                 return await run(arguments)
+            finally:
+                self._end()
 
         return counted
 

@@ -5,6 +5,7 @@ keeps its upstream type; only a static `value` is brought to the declared one, a
 Nothing here raises for what a document holds.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -398,20 +399,42 @@ def _schema(output: Output) -> dict[str, Any]:
 
 
 def _coercion(output: Output) -> Callable[[Any], Any]:
-    """Makes any value valid against the schema of the output."""
+    """Makes any value valid against the schema of the output; one that is already is given back itself."""
     kind = _kind(output)
     if kind == "object":
-        fields = tuple((name, _coercion(field)) for name, field in output.properties)
-        return lambda value: (
-            {**value, **{name: coerce(value.get(name)) for name, coerce in fields}} if isinstance(value, dict) else None
-        )
+        return _coerce_object(tuple((name, _coercion(field)) for name, field in output.properties))
     if kind == "map" and output.values is not None:
         entry = _coercion(output.values)
         return lambda value: {key: entry(member) for key, member in value.items()} if isinstance(value, dict) else None
     if kind == "array":
         item = _coercion(output.items) if output.items is not None else lambda value: value
-        return lambda value: [item(element) for element in value] if isinstance(value, list) else None
+        return _coerce_array(item)
     return _TO_TYPE.get(_type(output), lambda value: value)
+
+
+def _coerce_object(fields: tuple[tuple[str, Callable[[Any], Any]], ...]) -> Callable[[Any], Any]:
+    def coerce(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return None
+        changed = {}
+        for name, coerce_field in fields:
+            old = value.get(name, ABSENT)
+            new = coerce_field(None if old is ABSENT else old)
+            if new is not old:
+                changed[name] = new
+        return {**value, **changed} if changed else value
+
+    return coerce
+
+
+def _coerce_array(item: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def coerce(value: Any) -> Any:
+        if not isinstance(value, list):
+            return None
+        made = [item(element) for element in value]
+        return value if all(map(operator.is_, made, value)) else made
+
+    return coerce
 
 
 _TO_TYPE: Final[dict[str, Callable[[Any], Any]]] = {

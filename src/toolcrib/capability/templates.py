@@ -130,6 +130,7 @@ class PathTemplate:
 
     parts: tuple[Part, ...] = field(repr=False)
     names: tuple[str, ...]
+    fixed: str | None = field(default=None, repr=False)  # the whole of it when there are no variables
 
     @classmethod
     def compile(cls, text: str, binds: Binds, *, base: bool = False) -> "PathTemplate":
@@ -137,10 +138,13 @@ class PathTemplate:
         parts = _filled(parse(text, single=True), binds, str if base else encode_segment)
         if not base:
             parts = tuple(quote(part, safe=_PATH_SAFE) if isinstance(part, str) else part for part in parts)
-        return cls(parts, _names(parts))
+        names = _names(parts)
+        return cls(parts, names, None if names else "".join(map(str, parts)))
 
     def render(self, values: Values) -> str:
         """Raises Invalid naming a variable that has no value, or whose value climbs out of its segment."""
+        if self.fixed is not None:
+            return self.fixed
         out = []
         for part in self.parts:
             if isinstance(part, str):

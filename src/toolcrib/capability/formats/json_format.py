@@ -25,7 +25,7 @@ def decode(body: bytes, charset: str | None = None) -> Any:
             tree = orjson.loads(body)
     except orjson.JSONDecodeError as e:
         return _second_look(body, e)
-    if len(body) > 2 * MAX_DEPTH:
+    if len(body) > 2 * MAX_DEPTH and body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         _check_depth(tree)
     return tree
 
