@@ -228,3 +228,10 @@ async def test_no_secret_is_shown(up: Stub, capsys: pytest.CaptureFixture[str], 
     captured = capsys.readouterr()
     for text in (*shown, *(a.text for a in answers), captured.out, captured.err, caplog.text):
         assert SECRET not in text
+
+
+@pytest.mark.parametrize("location", ["file://", "file:///a%00b", "vault://x"])
+def test_a_location_that_names_no_file_leaves_its_variables_without_a_value(location: str) -> None:
+    declared = [{"namespace": "v", "location": location, "keys": {"A": "a"}}]
+    capability = loaded(document(api("http://up.invalid", {}), face({}), binds=declared))
+    assert [f.rule for f in capability.plan.findings] == ["bind-unresolved"]

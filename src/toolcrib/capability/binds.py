@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import yaml
 
 from toolcrib.capability.findings import CapabilityInvalid, Finding
+from toolcrib.capability.locations import places_of
 from toolcrib.capability.names import match
 from toolcrib.capability.spec import Bind, Mark
 from toolcrib.capability.template_text import Variable, parse
@@ -149,24 +149,22 @@ def _refuse(unresolved: Unresolved) -> str:
 def file_of(location: str, folder: str) -> Path | None:
     """The file behind `file:///abs`, `file:///./rel` or `file://./rel`: below `folder`, else the working directory.
 
-    None for another scheme.
+    None for another scheme, and for what names no file.
     """
-    scheme, _, rest = location.partition("://")
-    if scheme != "file":
+    if not location.startswith("file://"):
         return None
-    rest = unquote(rest)
-    relative = rest.removeprefix("/") if rest.startswith("/./") else rest
-    if relative.startswith(("./", "../")) or not relative.startswith("/"):
-        near = Path(folder, relative)
-        return near if near.exists() else Path(relative)
-    return Path(relative)
+    try:
+        places = places_of(location, (folder, "."))
+    except ValueError:
+        return None
+    return next((place for place in places if place.exists()), places[-1])
 
 
 def _file(bind: Bind) -> Mapping[str, Any]:
     """The map in the file of a bind; empty when there is no such file."""
     path = file_of(bind.location or "", bind.folder)
-    if path is None:
-        raise _broken(bind, "it is no file:// address", "use file:///./name.yaml, or no location for the environment")
+    if path is None:  # a scheme that only other engines may know: its variables have no value, the rest can run
+        return {}
     try:
         if not path.is_file():
             return {}

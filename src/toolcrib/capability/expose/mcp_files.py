@@ -7,15 +7,14 @@ and nothing leads out of the folder. Everything here blocks; callers keep it off
 import contextlib
 import mimetypes
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from toolcrib.capability.locations import is_plain_segment
 from toolcrib.core.mcp_server.wire import INTERNAL_ERROR, INVALID_PARAMS, RpcError
 
-_SEGMENT: Final = re.compile(r"[a-zA-Z0-9._-]+")
 _MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 _TYPES = mimetypes.MimeTypes()  # Python's own table: what the machine adds would make answers differ
 for _type, _suffix in (
@@ -40,11 +39,11 @@ def list_files(folder: str) -> list[StaticFile]:
     root = Path(folder).resolve()
     found = []
     for place, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if _is_segment(name)]
+        folders[:] = [name for name in folders if is_plain_segment(name)]
         for name in names:
             path = Path(place, name)
             with contextlib.suppress(OSError, RuntimeError):  # it has gone, or links to itself
-                if _is_segment(name) and path.resolve().is_relative_to(root) and path.is_file():
+                if is_plain_segment(name) and path.resolve().is_relative_to(root) and path.is_file():
                     found.append(StaticFile(path.relative_to(root).as_posix(), path.stat().st_size))
     return sorted(found, key=lambda file: file.path)
 
@@ -55,7 +54,7 @@ def read_file(folder: str, path: str) -> bytes:
     Raises:
         RpcError: the path is not one that may be asked for, leads out of the folder, or to no ordinary file.
     """
-    if not all(map(_is_segment, path.split("/"))):
+    if not all(map(is_plain_segment, path.split("/"))):
         raise RpcError(INVALID_PARAMS, "A path consists of segments of letters, digits, '.', '_' and '-'")
     try:
         root = Path(folder).resolve(strict=True)
@@ -83,7 +82,3 @@ def guess_type(path: str) -> str | None:
     """The media type that a file's name tells."""
     known, encoding = _TYPES.guess_type(path)
     return None if encoding else known
-
-
-def _is_segment(name: str) -> bool:
-    return _SEGMENT.fullmatch(name) is not None and name not in {".", ".."}

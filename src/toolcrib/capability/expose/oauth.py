@@ -21,6 +21,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 from joserfc.jws import JWSRegistry
 from starlette.types import Scope
 
+from toolcrib.capability.authorization_server import metadata_urls
 from toolcrib.capability.expose.problem import header_of
 from toolcrib.core.http import OutboundClient, OutboundResponse
 from toolcrib.errors import AppError, Unavailable
@@ -252,7 +253,7 @@ class _KeySource:
             self._tried_at = self._clock()
 
     async def _published(self, issuer: str) -> tuple[_PublicKey, ...]:
-        for url in _metadata_urls(issuer):
+        for url in metadata_urls(issuer):
             document = _json_object(await self._get(url))
             if document is None:
                 continue
@@ -319,15 +320,6 @@ def _metadata_url(resource: str) -> str | None:
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         return None
     return f"{parts.scheme}://{parts.netloc}{WELL_KNOWN}{parts.path.rstrip('/')}"
-
-
-def _metadata_urls(issuer: str) -> list[str]:
-    """Where the metadata of an issuer may stand: inserted before its path (RFC 8414), then appended (OpenID)."""
-    parts = urlsplit(issuer)
-    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-    oauth, openid = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
-    urls = [origin + oauth + path, origin + openid + path, origin + path + openid, origin + path + oauth]
-    return list(dict.fromkeys(urls))
 
 
 def _json_object(response: OutboundResponse) -> dict[str, Any] | None:

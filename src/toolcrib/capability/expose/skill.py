@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, Literal, cast
-from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toolcrib.capability.expose.problem import header_of, method_not_allowed, problem, refuse, respond_json
+from toolcrib.capability.locations import contained, is_plain_segment, places_of
 from toolcrib.capability.spec import Skill, SkillServer, SkillTool
 from toolcrib.errors import AppError, Invalid, NotFound
 
 _METHODS: Final = ("GET", "HEAD")
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9._-]+")
 _CHUNK: Final = 256 * 1024
 _FILES: Final = 10_000  # of one skill
 _ZIP_LIMIT: Final = 256 * 2**20  # bytes of files in one download
@@ -152,7 +151,7 @@ def _contents(listed: _Listed) -> _Answer:
 
 def _file(listed: _Listed, segments: Sequence[str]) -> _Answer:
     for segment in segments:
-        if not _SEGMENT.fullmatch(segment) or segment in {".", ".."}:
+        if not is_plain_segment(segment):
             raise Invalid("path.unsafe", "a path consists of names of letters, digits, '.', '_' and '-'")
     media = _media_type(segments[-1])
     if media.startswith("text/") or media in _TEXT_TYPES:
@@ -258,7 +257,7 @@ def _regular_files(root: Path) -> Iterator[tuple[str, Path, int]]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             path = Path(parent, name)
-            if name.startswith(".") or (real := _contained(root, path)) is None:
+            if name.startswith(".") or (real := contained(root, path)) is None:
                 continue
             status = real.stat()
             if stat.S_ISREG(status.st_mode):
@@ -268,20 +267,11 @@ def _regular_files(root: Path) -> Iterator[tuple[str, Path, int]]:
     return iter(sorted(found))
 
 
-def _contained(root: Path, path: Path) -> Path | None:
-    """Where a path really leads, if that is below the folder and there."""
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # absent, or a link to itself
-        return None
-    return real if real.is_relative_to(root) else None
-
-
 def _open_below(listed: _Listed, segments: Sequence[str]) -> tuple[BinaryIO, os.stat_result]:
     """Open a file of a skill; blocks."""
     root = listed.folder()
     hidden = any(segment.startswith(".") for segment in segments)
-    real = None if hidden else _contained(root, root.joinpath(*segments))
+    real = None if hidden else contained(root, root.joinpath(*segments))
     if real is None:
         raise NotFound("file.unknown", f"the skill {listed.name} has no such file")
     return _open_regular(real)
@@ -340,14 +330,10 @@ def _places(skill: Skill, folders: Sequence[str]) -> tuple[Path, ...]:
     location = skill.location or ""
     if "://" in location and not location.startswith("file://"):
         raise ValueError(f"skill {skill.name!r}: location {location!r} is not a file:/// URI")
-    path = unquote(location.removeprefix("file://")) if location.startswith("file://") else location
-    if path.startswith("/./"):
-        path = path[1:]
-    if "\0" in path or not path:
-        raise ValueError(f"skill {skill.name!r}: location {location!r} is no folder")
-    if path.startswith("/"):
-        return (Path(path),)
-    return tuple(Path(folder, path) for folder in folders)
+    try:
+        return places_of(location, folders)
+    except ValueError:
+        raise ValueError(f"skill {skill.name!r}: location {location!r} is no folder") from None
 
 
 def _media_type(name: str) -> str:

@@ -4,15 +4,15 @@ A file name is segments of safe characters below the step's `location`, and the 
 symbolic links followed. Everything wrong here is a ValueError that says what; it is found when a file is planned.
 """
 
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+
+from toolcrib.capability.locations import is_plain_segment, places_of
 
 MAX_SOURCE_BYTES: Final = 256 * 1024  # of one file
-_SEGMENT: Final = re.compile(r"[a-zA-Z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,7 @@ def folder_candidates(location: str, folders: tuple[str, ...]) -> tuple[Path, ..
         raise ValueError(f"location {location!r} is not a URI") from None
     if uri.scheme != "file" or uri.query or uri.fragment or uri.netloc not in {"", ".", "localhost"} or not uri.path:
         raise ValueError(f"location {location!r} is not a file URI (file:///folder or file:///./folder)")
-    path = unquote(uri.path)
-    if "\0" in path:
-        raise ValueError(f"location {location!r} holds a null character")
-    if uri.netloc == "." or path == "/." or path.startswith("/./"):
-        below = path.removeprefix("/.").lstrip("/") if uri.netloc != "." else path.lstrip("/")
-        return tuple(Path(folder) / below for folder in folders)
-    return (Path(path),)
+    return places_of(location, folders)
 
 
 def read_sources(location: str, names: tuple[str, ...], folders: tuple[str, ...]) -> tuple[Source, ...]:
@@ -53,7 +47,7 @@ def read_sources(location: str, names: tuple[str, ...], folders: tuple[str, ...]
     """
     for name in names:
         segments = name.split("/")
-        if any(segment in {".", ".."} or not _SEGMENT.fullmatch(segment) for segment in segments):
+        if not all(map(is_plain_segment, segments)):
             raise ValueError(f"file name {name!r} is not made of plain segments (letters, digits, '.', '_', '-')")
     candidates = folder_candidates(location, folders)
     home = next((folder for folder in candidates if (folder / names[-1]).is_file()), None)

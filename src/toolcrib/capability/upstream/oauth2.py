@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import quote_plus, urlencode, urlsplit
+from urllib.parse import quote_plus, urlencode
 
 import orjson
 
+from toolcrib.capability.authorization_server import metadata_urls
 from toolcrib.capability.upstream.credentials import Authorized, Secret, checked
 from toolcrib.capability.upstream.request import host_of, origin_of
 from toolcrib.core.http import Headers, OutboundClient, OutboundError, OutboundResponse
@@ -154,12 +155,7 @@ class ClientCredentials:
             origin_of(issuer)
         except ValueError as error:
             raise _failed(f"authorizationServerUri cannot be used: {error}") from None
-        parts = urlsplit(issuer)
-        host, path = f"{parts.scheme}://{parts.netloc}", parts.path
-        for place in (
-            f"{host}/.well-known/oauth-authorization-server{path}",
-            f"{issuer}/.well-known/openid-configuration",
-        ):
+        for place in metadata_urls(issuer):
             answer = await self._call("GET", place, [("Accept", "application/json")], None)
             if answer.status == 200:
                 return _endpoint_of(_object(answer.body), issuer, host_of(issuer))
